@@ -1,0 +1,60 @@
+# Everything that people run. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+EXPERIMENT ?=
+SET ?=
+PORT ?= 8000
+READY = $(VENV)/.ready
+# The pipeline's commands say `python`: put the environment's own first.
+RUN = PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONHASHSEED=0
+PY = $(RUN) python
+
+.DEFAULT_GOAL := help
+.PHONY: help repro params test test-fast lint lab mlflow psql serve clean lock
+
+help: ## say what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+repro: $(READY) ## run the pipeline; EXPERIMENT=<conf/experiment name>, SET='key=value ...' for overrides
+	@$(PY) -m reperform params $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(SET)
+	@$(RUN) dvc repro
+	@$(PY) -m reperform summary
+
+params: $(READY) ## compose params.yaml from conf/ (EXPERIMENT and SET as above)
+	@$(PY) -m reperform params $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(SET)
+
+test: $(READY) ## run every test
+	$(PY) -m pytest -n 2
+
+test-fast: $(READY) ## run the tests that take seconds
+	$(PY) -m pytest -n 2 -m "not slow"
+
+lint: $(READY) ## check style, types and notebooks
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) nbstripout --verify --keep-id notebooks/*.ipynb
+
+lab: $(READY) ## open JupyterLab on the notebooks
+	$(RUN) jupyter lab notebooks
+
+mlflow: $(READY) ## open MLflow's pages on runs and models
+	$(RUN) MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000
+
+psql: $(READY) ## open the exported results in psql
+	@$(PY) -m reperform psql
+
+serve: $(READY) ## serve the reports at http://localhost:8000
+	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory reports/site
+
+lock: ## pin the versions that are installed now
+	@$(VENV)/bin/python -m pip freeze --exclude-editable | sed -E "s/\+cpu$$//" > requirements.lock
+
+clean: ## remove outputs (the environment and DVC's cache stay)
+	rm -rf data/*/ reports/site reports/build reports/notebooks

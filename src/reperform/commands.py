@@ -1,0 +1,79 @@
+"""What the command line calls. Heavy modules are imported only by the command that needs them."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from reperform import compose, params, paths
+from reperform.stages import Stage
+
+# Set before any heavy library is imported. No telemetry, no progress bars in outputs, no wall-clock dates in figures.
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PYTHONHASHSEED": "0",
+    "SOURCE_DATE_EPOCH": "0",
+    "TQDM_DISABLE": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+
+def run_stage(arguments: argparse.Namespace) -> int:
+    """Run one stage as DVC does: through its notebook where it has one, else its module's `run`."""
+    stage: Stage = arguments.stage
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.chdir(paths.project_root())
+    with _only_one(stage, getattr(arguments, "detector", None)):
+        if stage.notebook and not arguments.module:
+            from reperform import notebooks  # noqa: PLC0415  # papermill costs a second
+
+            notebooks.execute(stage.notebook)
+        else:
+            call_module(stage, getattr(arguments, "detector", None))
+    return 0
+
+
+def call_module(stage: Stage, detector: str | None = None) -> Any:
+    """Load the stage's parameters and call its `run`, whose annotation names the dataclass that it takes."""
+    run = importlib.import_module(f"reperform.{stage.name}").run
+    section = params.load(params.SECTIONS[stage.name])
+    return run(section, detector) if detector else run(section)
+
+
+def add_commands(sub: Any) -> None:
+    """Commands that are no stages."""
+    one = sub.add_parser("params", help="compose params.yaml from conf/")
+    one.add_argument("--experiment", default=None, help="a name in conf/experiment/")
+    one.add_argument("overrides", nargs="*", help="Hydra overrides such as model.xgboost.max_depth=8")
+    one.set_defaults(call=_compose)
+
+
+def _compose(arguments: argparse.Namespace) -> int:
+    target = compose.write(arguments.experiment or None, tuple(arguments.overrides))
+    print(f"composed {target.name}; next: dvc repro")
+    return 0
+
+
+@contextmanager
+def _only_one(stage: Stage, detector: str | None) -> Iterator[None]:
+    """Hold a lock while a stage runs.
+
+    After `kill -9` of `dvc repro` the stage itself lives on; the next run of the same stage waits here until it is gone,
+    so that a late write can't land on top of the new one.
+    """
+    import fcntl  # noqa: PLC0415  # not on every platform; the lock is a refinement there
+
+    folder = paths.project_root() / ".cache" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{stage.name}-{detector or 'all'}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{stage.name}: an earlier run of this stage is still ending; waiting for it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,387 @@
+"""Typed parameters: one frozen dataclass per stage, read from params.yaml, unknown keys refused by name."""
+
+from collections.abc import Mapping
+from dataclasses import field, fields, is_dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from reperform import paths
+from reperform.errors import ReperformError, nearest
+
+_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SimulateParams:
+    """The demo world. `world: none` makes an empty one, for runs on real data."""
+
+    world: Literal["demo", "none"]
+    seed: int
+    start: date
+    days: Annotated[int, Field(ge=30)]
+    accounts: Annotated[int, Field(ge=50)]
+    transactions: Annotated[int, Field(ge=1000)]
+    institutions: dict[str, dict[str, Any]]
+    typologies: dict[str, dict[str, Any]]
+    labels: dict[str, Any]
+    filings: dict[str, Any]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class IngestParams:
+    """Sources below one raw folder; each is a column map or a description of XML or XBRL files."""
+
+    raw: str
+    sources: dict[str, dict[str, Any]]
+    on_unreadable_file: Literal["stop", "quarantine"]
+    processes: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ValidateParams:
+    """Which rules warn, quarantine or stop, and from what share of refused rows the run stops."""
+
+    stop_above_share: Share
+    rules: dict[str, Literal["warn", "quarantine", "stop"]]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FeaturizeParams:
+    """KPIs to compute, with their windows and limits."""
+
+    kpis: list[str]
+    settings: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SplitParams:
+    """Calendar of the evaluation, in whole UTC days.
+
+    The last `validation_days` up to `train_until` validate; a model is first fitted on what lies a label delay before
+    them, then again on everything up to `train_until`, and tested from `test_from` on.
+
+    Args:
+        train_days: length of the training window that ends with `train_until`.
+        train_until: last day whose transactions may be learned from.
+        label_delay_days: days without training rows before validation and before the test, while labels arrive.
+        label_maturity_days: a transaction without a confirmed label counts as normal once it is this old.
+        validation_days: length of the validation window; it ends with `train_until`.
+        test_from: first day of the test.
+        test_days: length of the test.
+        drop_known_compromised: leave out of the test, day by day, accounts already confirmed as compromised.
+    """
+
+    train_days: Annotated[int, Field(ge=1)]
+    train_until: date
+    label_delay_days: Count
+    label_maturity_days: Count
+    validation_days: Annotated[int, Field(ge=1)]
+    test_from: date
+    test_days: Annotated[int, Field(ge=1)]
+    drop_known_compromised: bool
+
+    @property
+    def train_start(self) -> datetime:
+        """First moment of the training window."""
+        return _midnight(self.train_until - timedelta(days=self.train_days - 1))
+
+    @property
+    def train_end(self) -> datetime:
+        """First moment after the training window."""
+        return _midnight(self.train_until + timedelta(days=1))
+
+    @property
+    def validation_start(self) -> datetime:
+        """First moment of the validation window."""
+        return self.train_end - timedelta(days=self.validation_days)
+
+    @property
+    def fit_end(self) -> datetime:
+        """First moment after the rows that the first fit learns from; KPI parameters are fitted before it, too."""
+        return self.validation_start - timedelta(days=self.label_delay_days)
+
+    @property
+    def test_start(self) -> datetime:
+        """First moment of the test window; labels confirmed later are unknown to the final fit."""
+        return _midnight(self.test_from)
+
+    @property
+    def test_end(self) -> datetime:
+        """First moment after the test window."""
+        return self.test_start + timedelta(days=self.test_days)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TuneParams:
+    """Optuna: how many trials per detector, on how many time-ordered folds. 0 trials keeps the plain values."""
+
+    seed: int
+    trials: dict[str, Count]
+    folds: Annotated[int, Field(ge=1)]
+    fold_days: Annotated[int, Field(ge=1)]
+    max_rows: Annotated[int, Field(ge=100)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainParams:
+    """Which detectors run, on which features, from which seed."""
+
+    detectors: list[str]
+    seed: int
+    exclude_features: list[str]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EnsembleParams:
+    """Members of the stack and how its scores become probabilities and alerts."""
+
+    members: list[str]
+    calibration: Literal["auto", "isotonic", "sigmoid"]
+    alert_share: Share
+    seed: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluateParams:
+    """What is measured, and against which truth: the planted one of the demo world, or mature confirmed labels."""
+
+    truth: Literal["planted", "labels"]
+    bootstrap_rounds: Annotated[int, Field(ge=20)]
+    interval: Share
+    alert_shares: list[Share]
+    precision_at: list[Annotated[int, Field(ge=1)]]
+    review_costs: list[Positive]
+    seed: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExplainParams:
+    """How alerts are explained."""
+
+    seed: int
+    max_alerts: Annotated[int, Field(ge=1)]
+    background_rows: Annotated[int, Field(ge=1)]
+    lime_samples: Annotated[int, Field(ge=100)]
+    top_features: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ForecastParams:
+    """Series, horizon and rolling origins."""
+
+    horizon_days: Annotated[int, Field(ge=1)]
+    origins: Annotated[int, Field(ge=3)]
+    season_days: Annotated[int, Field(ge=1)]
+    levels: list[Annotated[int, Field(ge=1, le=99)]]
+    models: list[str]
+    seed: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MonitorParams:
+    """Windows and limits of drift."""
+
+    current_days: Annotated[int, Field(ge=1)]
+    bins: Annotated[int, Field(ge=2)]
+    warn_above: Positive
+    act_above: Positive
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExportParams:
+    """Schema and role names in PostgreSQL."""
+
+    db_schema: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+    reader_role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ReportParams:
+    """Which reports are rendered, and what people must state in them."""
+
+    pages: list[str]
+    title: str
+    owner: str
+    purpose: str
+    prohibited_uses: list[str]
+    limitations: list[str]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AuditParams:
+    """What the manifest covers."""
+
+    include: list[str]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ComposeParams:
+    """How params.yaml was composed, so that it can be composed again and compared."""
+
+    experiment: str | None = None
+    overrides: list[str] = field(default_factory=list)
+
+
+SECTIONS: dict[str, type] = {
+    "compose": ComposeParams,
+    "simulate": SimulateParams,
+    "ingest": IngestParams,
+    "validate": ValidateParams,
+    "featurize": FeaturizeParams,
+    "split": SplitParams,
+    "tune": TuneParams,
+    "train": TrainParams,
+    "ensemble": EnsembleParams,
+    "evaluate": EvaluateParams,
+    "explain": ExplainParams,
+    "forecast": ForecastParams,
+    "monitor": MonitorParams,
+    "export": ExportParams,
+    "report": ReportParams,
+    "audit": AuditParams,
+}
+FREE_SECTIONS = ("model",)  # detectors check their own parameters when they are built
+
+
+def load(section: type[T], source: Path | None = None) -> T:
+    """The parameters of one stage.
+
+    Args:
+        section: its dataclass, one of `SECTIONS`.
+        source: a params.yaml; the project's own if not given.
+
+    Raises:
+        ReperformError: for a missing section, an unknown key (with its nearest neighbours) or a wrong value.
+    """
+    name = next(key for key, value in SECTIONS.items() if value is section)
+    path = source or paths.params_file()
+    return build(section, raw(path).get(name), where=f"{path.name}:{name}")
+
+
+def model(detector: str, source: Path | None = None) -> dict[str, Any]:
+    """The parameters of one detector, as written in `conf/model/`: plain values, and ranges to search."""
+    path = source or paths.params_file()
+    models = raw(path).get("model", {})
+    if detector not in models:
+        raise ReperformError(
+            f"No detector {detector!r}.",
+            expected="a detector with parameters in conf/model/",
+            got=detector,
+            where=f"{path.name}:model",
+            fix=nearest(detector, models),
+        )
+    return dict(models[detector] or {})
+
+
+def raw(path: Path) -> dict[str, Any]:
+    """The whole parameter file as plain Python, read with OmegaConf (plain PyYAML reads 1e-3 as a string)."""
+    if not path.is_file():
+        raise ReperformError(
+            "There are no parameters.",
+            expected="params.yaml",
+            got="no such file",
+            where=str(path.parent),
+            fix="run `make params` to compose it from conf/",
+        )
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, _modified_ns: int) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise ReperformError(
+            "The parameters cannot be read.",
+            got=str(error),
+            where=str(path),
+            fix="run `make params` to compose it again",
+        ) from error
+    if not isinstance(content, dict):
+        raise ReperformError("The parameters are empty.", where=str(path), fix="run `make params`")
+    return {str(key): value for key, value in content.items()}
+
+
+def check_all(content: Mapping[str, Any], where: str) -> None:
+    """Build every section, so that a wrong value is found before the first stage runs."""
+    for name in content:
+        if name not in SECTIONS and name not in FREE_SECTIONS:
+            raise ReperformError(
+                f"Unknown section {name!r}.",
+                expected=f"one section per stage: {', '.join(SECTIONS)}",
+                got=name,
+                where=where,
+                fix=nearest(name, [*SECTIONS, *FREE_SECTIONS]),
+            )
+    for name, section in SECTIONS.items():
+        build(section, content.get(name), where=f"{where}:{name}")
+
+
+def build(section: type[T], values: Any, where: str) -> T:
+    """Make a frozen dataclass out of plain values, or explain what is wrong with them."""
+    if not isinstance(values, Mapping):
+        raise ReperformError(
+            "A section of the parameters is missing.",
+            expected=f"a mapping with {', '.join(f.name for f in fields(section))}",  # type: ignore[arg-type]
+            got=repr(values),
+            where=where,
+            fix="run `make params`",
+        )
+    try:
+        return TypeAdapter(section).validate_python(dict(values))
+    except ValidationError as error:
+        raise _explain(section, error, where) from error
+
+
+def _explain(section: type, error: ValidationError, where: str) -> ReperformError:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    place = ".".join([where, *location])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _keys_at(section, location[:-1])
+        return ReperformError(
+            f"Unknown parameter {location[-1]!r}.",
+            expected=f"one of {', '.join(known)}",
+            got=location[-1],
+            where=place,
+            fix=f"{nearest(location[-1], known)}; then change it in conf/ and run `make params`",
+        )
+    if first["type"] in ("missing", "missing_argument"):
+        return ReperformError(
+            f"Parameter {location[-1]!r} is missing.",
+            expected="a value",
+            got="none",
+            where=place,
+            fix="add it in conf/",
+        )
+    return ReperformError(
+        f"Parameter {location[-1] if location else where!r} has a wrong value.",
+        expected=first["msg"],
+        got=repr(first.get("input")),
+        where=place,
+        fix="change it in conf/ and run `make params`",
+    )
+
+
+def _keys_at(section: Any, location: list[str]) -> list[str]:
+    for part in location:
+        if not is_dataclass(section):
+            break
+        hint = get_type_hints(section).get(part)
+        section = next((a for a in get_args(hint) if is_dataclass(a)), hint) if get_origin(hint) else hint
+    return [f.name for f in fields(section)] if is_dataclass(section) else []
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), tzinfo=UTC)

@@ -1,0 +1,189 @@
+"""Contracts between stages: one pandera schema for every canonical table. The only module that builds them."""
+
+from typing import Any
+
+import pandera.polars as pa
+import polars as pl
+from pandera.errors import SchemaError, SchemaErrors
+
+from reperform.errors import ReperformError
+
+UTC_US = pl.Datetime("us", "UTC")
+DIRECTIONS = ("in", "out")
+SPLITS = ("history", "train", "validation", "delay", "test", "later")
+SEVERITIES = ("info", "warning", "error", "inconsistency")
+
+
+def _text(*checks: pa.Check, nullable: bool = False, unique: bool = False) -> pa.Column:
+    return pa.Column(pl.String, list(checks), nullable=nullable, unique=unique)
+
+
+def _time(*, nullable: bool = False) -> pa.Column:
+    return pa.Column(UTC_US, nullable=nullable)
+
+
+def _number(*checks: pa.Check, nullable: bool = False) -> pa.Column:
+    return pa.Column(pl.Float64, list(checks), nullable=nullable)
+
+
+def _schema(name: str, columns: dict[str, pa.Column]) -> pa.DataFrameSchema:
+    return pa.DataFrameSchema(columns, name=name, strict=True, ordered=True)
+
+
+TRANSACTIONS = _schema(
+    "transactions",
+    {
+        "transaction_id": _text(unique=True),
+        "booked_at": _time(),
+        "known_at": _time(),
+        "account_id": _text(),
+        "counterparty_id": _text(nullable=True),
+        "entity_id": _text(),
+        "direction": _text(pa.Check.isin(DIRECTIONS)),
+        "amount": _number(pa.Check.gt(0)),
+        "currency": _text(pa.Check.str_matches(r"^[A-Z]{3}$")),
+        "amount_base": _number(pa.Check.gt(0)),
+        "channel": _text(nullable=True),
+        "country": _text(pa.Check.str_matches(r"^[A-Z]{2}$"), nullable=True),
+        "latitude": _number(pa.Check.in_range(-90, 90), nullable=True),
+        "longitude": _number(pa.Check.in_range(-180, 180), nullable=True),
+        "balance_after": _number(nullable=True),
+        "source_file": _text(),
+        "source_record": pa.Column(pl.Int64, pa.Check.ge(0)),
+    },
+)
+LABELS = _schema(
+    "labels",
+    {
+        "transaction_id": _text(unique=True),
+        "is_anomaly": pa.Column(pl.Boolean),
+        "typology": _text(nullable=True),
+        "confirmed_at": _time(),
+    },
+)
+ACCOUNTS = _schema(
+    "accounts",
+    {
+        "account_id": _text(unique=True),
+        "entity_id": _text(),
+        "opened_at": _time(nullable=True),
+        "timezone": _text(nullable=True),
+        "segment": _text(nullable=True),
+        "home_country": _text(pa.Check.str_matches(r"^[A-Z]{2}$"), nullable=True),
+    },
+)
+FILINGS = _schema(
+    "filings",
+    {
+        "filing_id": _text(unique=True),
+        "entity_id": _text(),
+        "form": _text(),
+        "period_start": pa.Column(pl.Date, nullable=True),
+        "period_end": pa.Column(pl.Date),
+        "due_at": _time(nullable=True),
+        "filed_at": _time(),
+        "source_file": _text(),
+    },
+)
+FACTS = _schema(
+    "facts",
+    {
+        "filing_id": _text(),
+        "concept": _text(),
+        "period_start": pa.Column(pl.Date, nullable=True),
+        "period_end": pa.Column(pl.Date, nullable=True),
+        "unit": _text(nullable=True),
+        "decimals": _text(nullable=True),
+        "value": _text(nullable=True),
+        "is_nil": pa.Column(pl.Boolean),
+        "dimensions": _text(),
+        "source_line": pa.Column(pl.Int64, nullable=True),
+    },
+)
+MESSAGES = _schema(
+    "messages",
+    {
+        "filing_id": _text(),
+        "code": _text(),
+        "severity": _text(pa.Check.isin(SEVERITIES)),
+        "text": _text(),
+        "source_line": pa.Column(pl.Int64, nullable=True),
+    },
+)
+CHECKS = _schema(
+    # What the taxonomy's own rules said of each filing: the denominators and the gaps behind KPIs 9 and 10.
+    "checks",
+    {
+        "filing_id": _text(),
+        "family": _text(pa.Check.isin(("required", "calculation", "assertion", "balance", "ledger", "prior"))),
+        "rule": _text(),
+        "is_evaluable": pa.Column(pl.Boolean),
+        "is_satisfied": pa.Column(pl.Boolean, nullable=True),
+        "reported": _number(nullable=True),
+        "computed": _number(nullable=True),
+        "gap": _number(nullable=True),
+        "detail": _text(nullable=True),
+    },
+)
+QUARANTINE = _schema(
+    "quarantine",
+    {
+        "table": _text(),
+        "source_file": _text(),
+        "source_record": pa.Column(pl.Int64),
+        "rule": _text(),
+        "column": _text(nullable=True),
+        "value": _text(nullable=True),
+        "row": _text(),
+    },
+)
+SPLIT_ROWS = _schema(
+    "splits",
+    {
+        "transaction_id": _text(unique=True),
+        "split": _text(pa.Check.isin(SPLITS)),
+    },
+)
+SCORES = _schema(
+    "scores",
+    {
+        "transaction_id": _text(nullable=True),
+        "filing_id": _text(nullable=True),
+        "split": _text(pa.Check.isin(SPLITS)),
+        "detector": _text(),
+        "score": _number(),
+        "probability": _number(pa.Check.in_range(0, 1), nullable=True),
+        "is_alert": pa.Column(pl.Boolean, nullable=True),
+    },
+)
+
+CANONICAL = {schema.name: schema for schema in (TRANSACTIONS, LABELS, ACCOUNTS, FILINGS, FACTS, MESSAGES, CHECKS)}
+
+
+def polars_schema(schema: pa.DataFrameSchema) -> dict[str, Any]:
+    """Column names and Polars types of a contract."""
+    return {name: column.dtype.type for name, column in schema.columns.items()}
+
+
+def empty(schema: pa.DataFrameSchema) -> pl.DataFrame:
+    """A frame without rows that meets a contract."""
+    return pl.DataFrame(schema=polars_schema(schema))
+
+
+def checked(frame: pl.DataFrame, schema: pa.DataFrameSchema) -> pl.DataFrame:
+    """The same frame, when it meets its contract.
+
+    Raises:
+        ReperformError: naming the table, the column, the rule and examples.
+    """
+    try:
+        return schema.validate(frame, lazy=True)
+    except (SchemaErrors, SchemaError) as error:
+        cases = getattr(error, "failure_cases", None)
+        raise ReperformError(
+            f"Table {schema.name} breaks its contract.",
+            expected="columns, types and values as in reperform/schemas.py",
+            got=str(cases.head(5).to_dicts() if isinstance(cases, pl.DataFrame) else cases)[:500],
+            where=f"table {schema.name}, {frame.height} rows",
+            fix="mend the stage that made it; rows from outside are quarantined by stage validate",
+        ) from error
