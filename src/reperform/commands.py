@@ -63,7 +63,7 @@ def _compose(arguments: argparse.Namespace) -> int:
 def _only_one(stage: Stage, detector: str | None) -> Iterator[None]:
     """Hold a lock while a stage runs.
 
-    After `kill -9` of `dvc repro` the stage itself lives on; the next run of the same stage waits here until it is gone,
+    After `kill -9` of `dvc repro` the stage itself lives on; the next run of the same stage waits until it is gone,
     so that a late write can't land on top of the new one.
     """
     import fcntl  # noqa: PLC0415  # not on every platform; the lock is a refinement there

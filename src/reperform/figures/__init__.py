@@ -1,4 +1,4 @@
-"""Figures for notebooks and reports: functions that take a frame and return a matplotlib figure, one module per stage."""
+"""Figures for notebooks and reports: frame in, matplotlib figure out; one module per stage."""
 
 from importlib.resources import as_file, files
 from io import BytesIO
