@@ -1,0 +1,123 @@
+"""A report prints only what a stage produced, says where from, and renders to the same bytes."""
+
+import base64
+import json
+from pathlib import Path
+
+import polars as pl
+import pypandoc
+import pytest
+
+from reperform.errors import ReperformError
+from reperform.report import narration, render
+from reperform.report.evidence import Evidence, formatted, pipe_table
+
+METRICS = {"ensemble": {"average_precision": {"estimate": 0.7123, "low": 0.65, "high": 0.7654, "n": 10}}}
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Evidence:
+    (tmp_path / "data" / "evaluate").mkdir(parents=True)
+    (tmp_path / "data" / "evaluate" / "metrics.json").write_text(json.dumps(METRICS))
+    return Evidence(tmp_path, tmp_path / "build" / "figures")
+
+
+def test_a_number_is_printed_with_its_interval_and_its_source(evidence: Evidence) -> None:
+    got = evidence.value("evaluate/metrics", "ensemble.average_precision")
+    assert "0.712 (0.65 to 0.765)" in got
+    assert "data/evaluate/metrics.json: ensemble.average_precision" in got
+
+
+def test_a_number_that_no_stage_produced_is_refused(evidence: Evidence) -> None:
+    with pytest.raises(ReperformError, match=r"no stage produced[\s\S]*average_precision"):
+        evidence.value("evaluate/metrics", "ensemble.average_precison")
+
+
+def test_an_output_that_does_not_exist_is_refused(evidence: Evidence) -> None:
+    with pytest.raises(ReperformError, match="dvc repro explain"):
+        evidence.value("explain/quality", "index")
+
+
+def test_sources_list_every_file_that_was_read(evidence: Evidence) -> None:
+    evidence.value("evaluate/metrics", "ensemble.average_precision")
+    (got,) = evidence.sources()
+    assert got["output"] == "`data/evaluate/metrics.json`"
+    assert got["read"] == "ensemble.average_precision"
+
+
+@pytest.mark.parametrize(
+    ("value", "style", "expected"),
+    [
+        (None, "auto", "n/a"),
+        (True, "auto", "yes"),
+        (1234567, "auto", "1,234,567"),
+        (0.01234, "percent", "1.2 %"),
+        (0.000123, "auto", "0.000123"),
+        (12.3456, "auto", "12.35"),
+        (12.3456, ".1f", "12.3"),
+        ("a", "auto", "a"),
+    ],
+)
+def test_values_are_formatted_for_people(value: object, style: str, expected: str) -> None:
+    assert formatted(value, style) == expected
+
+
+def test_numbers_stand_right_and_text_left() -> None:
+    got = pipe_table([{"name": "a|b", "n": 3}], {"name": "name", "n": "rows"})
+    assert got.splitlines() == ["| name | rows |", "|:---|---:|", "| a\\|b | 3 |"]
+
+
+def page(text: str, folder: Path) -> Path:
+    path = folder / "page.qmd"
+    path.write_text("---\ntitle: Page\n---\n\n" + text)
+    return path
+
+
+def pandoc() -> render.Renderer:
+    return render.Renderer("pandoc", str(pypandoc.get_pandoc_version()), pypandoc.get_pandoc_path())
+
+
+def test_tables_are_numbered_and_referred_to(evidence: Evidence, tmp_path: Path) -> None:
+    table = evidence.table(pl.DataFrame({"detector": ["rules"], "alerts": [3]}), "Alerts.", "tbl-alerts")
+    html = render.render(page(f"See @tbl-alerts.\n\n{table}\n", tmp_path), tmp_path / "page.html", pandoc()).read_text()
+    assert "Table 1" in html
+    assert 'href="#tbl-alerts"' in html
+
+
+def test_rendering_twice_gives_the_same_bytes_and_no_outside_address(tmp_path: Path) -> None:
+    source = page("# One {#sec-one}\n\nSee @sec-one. $$x^2$$\n", tmp_path)
+    first = render.render(source, tmp_path / "a.html", pandoc()).read_bytes()
+    assert render.render(source, tmp_path / "b.html", pandoc()).read_bytes() == first
+    assert b'src="http' not in first
+
+
+@pytest.mark.parametrize("text", ["See @fig-none.", "![a](missing.png)", "See [@nobody2020]."])
+def test_broken_references_fail_the_build(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ReperformError, match="could not be rendered"):
+        render.render(page(text, tmp_path), tmp_path / "page.html", pandoc())
+
+
+def notebook(tmp_path: Path, *cells: dict[str, object]) -> Path:
+    path = tmp_path / "02_validate.ipynb"
+    path.write_text(json.dumps({"cells": list(cells), "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def test_an_executed_notebook_becomes_a_page_with_its_pictures(tmp_path: Path) -> None:
+    output = {"output_type": "display_data", "data": {"image/png": PIXEL}, "metadata": {}}
+    path = notebook(
+        tmp_path,
+        {"cell_type": "markdown", "metadata": {}, "source": "# Is it clean?\n\nWe look."},
+        {"cell_type": "code", "metadata": {}, "source": "draw()", "outputs": [output]},
+    )
+    got = narration.as_markdown(path, tmp_path / "figures")
+    assert got.startswith('---\ntitle: "Is it clean?"\n---\n\nWe look.')
+    assert (tmp_path / "figures" / "cell-01-0.png").read_bytes() == base64.b64decode(PIXEL)
+
+
+def test_a_notebook_that_holds_an_error_is_refused(tmp_path: Path) -> None:
+    output = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []}
+    path = notebook(tmp_path, {"cell_type": "code", "metadata": {}, "source": "x", "outputs": [output]})
+    with pytest.raises(ReperformError, match="cell 0"):
+        narration.as_markdown(path, tmp_path / "figures")
