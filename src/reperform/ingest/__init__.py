@@ -1,0 +1,1 @@
+"""Read CSV, ISO 20022 and XBRL into canonical tables."""
