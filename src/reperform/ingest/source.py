@@ -1,4 +1,4 @@
-"""What every kind of source gives back, whatever its format: canonical rows, refused records, and the files behind them."""
+"""What every kind of source gives back: canonical rows, refused records, and the files behind them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ class SourceResult:
     """What one source gave.
 
     Args:
-        tables: canonical tables by name (`transactions`, `accounts`, `labels`, `filings`, `facts`, `messages`, `checks`).
+        tables: canonical tables by name, as in `schemas.CANONICAL`.
         quarantine: refused records, as in `schemas.QUARANTINE`.
         files: every file that was read or refused.
     """
