@@ -1,7 +1,9 @@
 """One word per stage, everywhere."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +14,9 @@ from reperform.stages import STAGES
 from tests.conftest import ROOT
 
 NAMES = [stage.name for stage in STAGES]
+PACKAGE = ROOT / "src" / "reperform"
+# What every stage uses to find, read, write and explain things; it decides no number.
+PLUMBING = {"__init__", "commands", "compose", "errors", "notebooks", "params", "paths", "stages", "tables"}
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -53,3 +58,36 @@ def test_explained_errors_end_with_exit_code_1_and_no_stack_trace() -> None:
     assert got.returncode == 1
     assert "Unknown parameter 'tst'" in got.stderr
     assert "Traceback" not in got.stderr
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules and folders directly below the package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "reperform":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+def files_of(module: str) -> list[Path]:
+    folder = PACKAGE / module
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{module}.py"]
+
+
+def all_imports(module: str, seen: set[str]) -> set[str]:
+    if module in seen or module in PLUMBING:
+        return seen
+    seen.add(module)
+    for path in files_of(module):
+        for other in imported_modules(path):
+            all_imports(other, seen)
+    return seen
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "compose"])
+def test_stage_runs_again_when_code_that_it_imports_changes(name: str) -> None:
+    deps = [Path(dep) for dep in PIPELINE[name]["deps"] if dep.startswith("src/")]
+    needed = {path.relative_to(ROOT) for module in all_imports(name, set()) for path in files_of(module)}
+    missing = sorted(str(p) for p in needed if not any(p == dep or dep in p.parents for dep in deps))
+    assert missing == []

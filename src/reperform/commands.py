@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from reperform import compose, params, paths
+from reperform import compose, params, paths, summary
 from reperform.stages import Stage
 
 # Set before any heavy library is imported. No telemetry, no progress bars in outputs, no wall-clock dates in figures.
@@ -41,7 +41,7 @@ def run_stage(arguments: argparse.Namespace) -> int:
 def call_module(stage: Stage, detector: str | None = None) -> Any:
     """Load the stage's parameters and call its `run`, whose annotation names the dataclass that it takes."""
     run = importlib.import_module(f"reperform.{stage.name}").run
-    section = params.load(params.SECTIONS[stage.name])
+    section: Any = params.load(params.SECTIONS[stage.name])
     return run(section, detector) if detector else run(section)
 
 
@@ -51,6 +51,15 @@ def add_commands(sub: Any) -> None:
     one.add_argument("--experiment", default=None, help="a name in conf/experiment/")
     one.add_argument("overrides", nargs="*", help="Hydra overrides such as model.xgboost.max_depth=8")
     one.set_defaults(call=_compose)
+    one = sub.add_parser("summary", help="say what the last run found, and open its report")
+    one.set_defaults(call=_summary)
+
+
+def _summary(_: argparse.Namespace) -> int:
+    root = paths.project_root()
+    print("\n".join(summary.lines(root)))
+    summary.open_report(root)
+    return 0
 
 
 def _compose(arguments: argparse.Namespace) -> int:
