@@ -10,7 +10,7 @@ RUN = PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONHASHSEED=0
 PY = $(RUN) python
 
 .DEFAULT_GOAL := help
-.PHONY: help repro params test test-fast lint lab mlflow psql serve clean lock
+.PHONY: help repro params test test-fast lint experiments lab mlflow psql serve clean lock
 
 help: ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ lint: $(READY) ## check style, types and notebooks
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) nbstripout --verify --keep-id notebooks/*.ipynb
+
+experiments: $(READY) ## compare experiments: estimates and changed parameters only
+	@$(RUN) dvc exp show --no-pager --only-changed --drop '\.(low|high|n)$$|src/|data/|notebooks/|tools/|reports/'
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(RUN) jupyter lab notebooks
