@@ -1,11 +1,42 @@
 """What every kind of source gives back: canonical rows, refused records, and the files behind them."""
 
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from reperform import schemas
+from reperform.errors import ReperformError
+
+RULE_OF_FILES = "file_"  # a rule that starts with this refuses a whole file; others refuse one record
+WHOLE_FILE = 0  # source_record of a refused file; records count from 1
+
+
+class UnreadableFileError(ReperformError):
+    """A raw file that cannot be read at all: empty, cut off, without a needed column, malformed.
+
+    Readers collect these in `SourceResult.unreadable`; `on_unreadable_file` decides whether the run stops or goes on.
+
+    Args:
+        path: the file, relative to the raw folder.
+        rule: a short name that starts with `file_`, such as `file_empty`.
+        problem: one sentence without the file's name.
+        expected: what would have been right.
+        got: what was found instead.
+        place: line, column or byte inside the file.
+        fix: what the user can do.
+    """
+
+    def __init__(
+        self, path: str, rule: str, problem: str, *, expected: str = "", got: str = "", place: str = "", fix: str = ""
+    ) -> None:
+        self.path = path
+        self.rule = rule
+        self.got = got
+        where = f"{path}, {place}" if place else path
+        super().__init__(f"{path}: {problem}", expected=expected, got=got, where=where, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -15,7 +46,7 @@ class SourceFile:
     Args:
         path: relative to the raw folder.
         sha256: of its bytes.
-        records: how many records it held.
+        records: how many records it held; 0 for a file that could not be read.
     """
 
     path: str
@@ -28,16 +59,96 @@ class SourceResult:
     """What one source gave.
 
     Args:
-        tables: canonical tables by name, as in `schemas.CANONICAL`.
+        tables: canonical tables by name, as in `schemas.CANONICAL` (and `rates`).
         quarantine: refused records, as in `schemas.QUARANTINE`.
         files: every file that was read or refused.
+        left_out: records that the source's own description leaves out, by reason; with rows and refused records they
+            add up to the records of the files.
+        counts: other counts for the receipt, such as statements whose balances were checked.
+        unreadable: files that could not be read at all.
     """
 
     tables: dict[str, pl.DataFrame]
     quarantine: pl.DataFrame = field(default_factory=lambda: schemas.empty(schemas.QUARANTINE))
     files: tuple[SourceFile, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    unreadable: tuple[UnreadableFileError, ...] = ()
 
 
 def located(path: Path, raw: Path) -> str:
     """A raw file's name as it stands in outputs: relative to the raw folder, with forward slashes."""
     return path.relative_to(raw).as_posix()
+
+
+def matching(name: str, patterns: Sequence[str], raw: Path) -> list[Path]:
+    """The files of a source, in order of their names.
+
+    Args:
+        name: the source, for the error message.
+        patterns: globs relative to the raw folder.
+        raw: the raw folder.
+
+    Raises:
+        ReperformError: when the folder is missing or a pattern matches no file. A missing feed must be seen.
+    """
+    if not raw.is_dir():
+        raise ReperformError(
+            "The folder of raw data is missing.",
+            expected="a folder with the files of all sources",
+            got="no such folder",
+            where=f"ingest.raw: {raw}",
+            fix="run `dvc repro simulate` for the demo world, or put the path of your data in conf/ingest/",
+        )
+    found: set[Path] = set()
+    for pattern in patterns:
+        files = [path for path in raw.glob(pattern) if path.is_file()]
+        if not files:
+            raise ReperformError(
+                f"Source {name} has no files.",
+                expected=f"at least one file that matches {pattern!r}",
+                got=f"none; the raw folder holds {_contents(raw)}",
+                where=str(raw),
+                fix="bring the files, mend the pattern, or take the source out of conf/ingest/",
+            )
+        found.update(files)
+    return sorted(found)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def quarantined(
+    table: str,
+    source_file: str,
+    source_record: int,
+    rule: str,
+    *,
+    column: str | None = None,
+    value: str | None = None,
+    row: str = "",
+) -> dict[str, object]:
+    """One row of the quarantine."""
+    return {
+        "table": table,
+        "source_file": source_file,
+        "source_record": source_record,
+        "rule": rule,
+        "column": column,
+        "value": value,
+        "row": row,
+    }
+
+
+def quarantine_frame(rows: Iterable[Mapping[str, object]]) -> pl.DataFrame:
+    """Rows of the quarantine as a frame that meets its contract."""
+    return pl.DataFrame(list(rows), schema=schemas.polars_schema(schemas.QUARANTINE))
+
+
+def _contents(raw: Path, most: int = 8) -> str:
+    names = sorted(path.name for path in raw.iterdir())
+    listed = ", ".join(names[:most]) or "nothing"
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
