@@ -178,13 +178,14 @@ class ExplainParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class ForecastParams:
-    """Series, horizon and rolling origins."""
+    """Series, horizon and rolling origins; `rate_models` forecast shares of rows, `models` everything else."""
 
     horizon_days: Annotated[int, Field(ge=1)]
     origins: Annotated[int, Field(ge=3)]
     season_days: Annotated[int, Field(ge=1)]
     levels: list[Annotated[int, Field(ge=1, le=99)]]
     models: list[str]
+    rate_models: list[str]
     seed: int
 
 
@@ -206,16 +207,41 @@ class ExportParams:
     reader_role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 
 
+Statement = Annotated[str, Field(min_length=1)]
+Statements = Annotated[list[Statement], Field(min_length=1)]
+
+
 @dataclass(frozen=True, config=_STRICT)
 class ReportParams:
-    """Which reports are rendered, and what people must state in them."""
+    """Which reports are rendered, and what people must state in them: no stage can measure these.
 
-    pages: list[str]
-    title: str
-    owner: str
-    purpose: str
-    prohibited_uses: list[str]
-    limitations: list[str]
+    Args:
+        pages: names of templates in `reports/templates/`.
+        title: heading of the overview.
+        owner: who answers for the model.
+        tier: its place in the model inventory, exposure by purpose.
+        purpose: what it is for.
+        users: who works with it.
+        prohibited_uses: what it must not be used for.
+        assumptions: what must hold for its results to mean something.
+        limitations: what it does not do, each with a date of expiry or review.
+        monitoring_owner: who acts on triggers.
+        personal_data: columns that identify a person, and how they are protected.
+        fairness: the protected attribute that is measured, or why none is, and who signed that.
+    """
+
+    pages: Statements
+    title: Statement
+    owner: Statement
+    tier: Statement
+    purpose: Statement
+    users: Statements
+    prohibited_uses: Statements
+    assumptions: Statements
+    limitations: list[dict[Literal["text", "review_by"], str]]
+    monitoring_owner: Statement
+    personal_data: list[dict[Literal["column", "protection"], str]]
+    fairness: dict[Literal["not_applicable_because", "signed_by"], str]
 
 
 @dataclass(frozen=True, config=_STRICT)
