@@ -1,0 +1,135 @@
+"""Compute the KPIs as known at each moment: from what had happened, was known and was confirmed by then, and nothing later."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from reperform import params, schemas, tables
+from reperform.errors import ReperformError, nearest
+from reperform.featurize import dictionary
+from reperform.featurize.kernels import F64
+from reperform.featurize.kpis import KPIS
+from reperform.featurize.ledger import Ledger
+from reperform.featurize.registry import Kpi, Values
+from reperform.params import FeaturizeParams, SplitParams
+
+IDENTITY = ("transaction_id", "account_id", "counterparty_id", "entity_id", "booked_at")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the stage makes of transactions.
+
+    Args:
+        table: identity columns, then one Float64 column per KPI value; null is unknown.
+        dictionary: one entry per KPI column, in their order.
+        fitted: parameters per KPI, learned before `split.fit_end`.
+    """
+
+    table: pl.DataFrame
+    dictionary: list[dict[str, Any]]
+    fitted: dict[str, dict[str, Any]]
+
+
+def selected(names: Iterable[str]) -> list[Kpi]:
+    """KPIs by name, in the registry's order; all of them for an empty list.
+
+    Raises:
+        ReperformError: for an unknown name.
+    """
+    wanted = list(names) or list(KPIS)
+    for name in wanted:
+        if name not in KPIS:
+            raise ReperformError(
+                f"No KPI {name!r}.",
+                expected=f"some of {', '.join(KPIS)}",
+                got=name,
+                where="params.yaml:featurize.kpis",
+                fix=nearest(name, KPIS),
+            )
+    return [kpi for kpi in KPIS.values() if kpi.name in wanted]
+
+
+def fit(ledger: Ledger, stage: FeaturizeParams, fit_end: datetime) -> dict[str, dict[str, Any]]:
+    """Parameters of every KPI from what had happened and was known before `fit_end`."""
+    end_us = int(fit_end.timestamp()) * 1_000_000
+    return {kpi.name: kpi.fit(ledger, end_us, kpi.settings_of(stage.settings)) for kpi in selected(stage.kpis)}
+
+
+def compute(ledger: Ledger, stage: FeaturizeParams, fitted: Mapping[str, dict[str, Any]]) -> pl.DataFrame:
+    """Every KPI column for every transaction, in the table's order."""
+    made: Values = {}
+    for kpi in selected(stage.kpis):
+        settings = kpi.settings_of(stage.settings)
+        values = kpi.compute(ledger, fitted[kpi.name], settings, made)
+        made |= {column.name: _finite(kpi, column.name, values[column.name]) for column in kpi.columns(settings)}
+    columns = [pl.Series(name, values, dtype=pl.Float64, nan_to_null=True) for name, values in made.items()]
+    return ledger.transactions.select(IDENTITY).with_columns(columns)
+
+
+def _finite(kpi: Kpi, name: str, values: Any) -> F64:
+    """The values as float64, NaN for unknown; an infinite one is a fault of the KPI."""
+    out = np.asarray(values, np.float64)
+    if np.isinf(out).any():
+        raise ReperformError(
+            f"KPI {kpi.name} gives infinite values.",
+            expected="a number, or unknown",
+            got=f"{int(np.isinf(out).sum())} infinite values",
+            where=f"column {name}",
+            fix="bound the quotient in its module below src/reperform/featurize/",
+        )
+    return out
+
+
+def featurize(
+    transactions: pl.DataFrame,
+    accounts: pl.DataFrame,
+    labels: pl.DataFrame,
+    stage: FeaturizeParams,
+    split: SplitParams,
+    fitted: Mapping[str, dict[str, Any]] | None = None,
+) -> Features:
+    """All KPIs of transactions.
+
+    Args:
+        transactions: as `schemas.TRANSACTIONS`, in order of (booked_at, transaction_id).
+        accounts: as `schemas.ACCOUNTS`.
+        labels: as `schemas.LABELS`.
+        stage: KPIs and settings.
+        split: the calendar; parameters are learned before its `fit_end`.
+        fitted: parameters learned earlier, to be used instead of learning them anew.
+    """
+    clock = str(stage.settings.get("time_pattern", {}).get("default_timezone", "UTC"))
+    ledger = Ledger(transactions, accounts, labels, timedelta(days=split.label_maturity_days), clock)
+    learned = dict(fitted) if fitted is not None else fit(ledger, stage, split.fit_end)
+    table = compute(ledger, stage, learned)
+    return Features(table, describe(table, transactions, accounts, stage), learned)
+
+
+def describe(
+    table: pl.DataFrame, transactions: pl.DataFrame, accounts: pl.DataFrame, stage: FeaturizeParams
+) -> list[dict[str, Any]]:
+    """The dictionary of a feature table."""
+    absent = frozenset(c for f in (transactions, accounts) for c in f.columns if f[c].null_count() == f.height)
+    return [
+        dictionary.entry(kpi, column, table[column.name], absent)
+        for kpi in selected(stage.kpis)
+        for column in kpi.columns(kpi.settings_of(stage.settings))
+    ]
+
+
+def run(stage: FeaturizeParams) -> Features:
+    """Compute the KPIs of the validated tables and save them."""
+    split = params.load(SplitParams)
+    transactions = schemas.checked(tables.read_table("validate", "transactions"), schemas.TRANSACTIONS)
+    accounts = schemas.checked(tables.read_table("validate", "accounts"), schemas.ACCOUNTS)
+    labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
+    features = featurize(transactions, accounts, labels, stage, split)
+    tables.write_table(features.table, "featurize", "features")
+    tables.write_json(features.dictionary, "featurize", "dictionary")
+    tables.write_json(features.fitted, "featurize", "fitted")
+    return features

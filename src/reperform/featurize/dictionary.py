@@ -1,0 +1,51 @@
+"""The feature dictionary: for every column what it means, where it comes from, and how it is distributed."""
+
+from typing import Any
+
+import polars as pl
+
+from reperform.featurize.registry import Column, Kpi
+
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+
+
+def entry(kpi: Kpi, column: Column, values: pl.Series, absent: frozenset[str]) -> dict[str, Any]:
+    """One column's entry.
+
+    Args:
+        kpi: its family.
+        column: its declaration.
+        values: its values, null where unknown.
+        absent: canonical columns that the source gives for no row.
+    """
+    null_rule = column.null_rule or kpi.null_rule
+    null_share = values.null_count() / len(values) if len(values) else None
+    return {
+        "name": column.name,
+        "kpi": kpi.title,
+        "kpi_number": kpi.number,
+        "family": kpi.family,
+        "formula": column.formula,
+        "windows": [column.window] if column.window else [],
+        "unit": column.unit,
+        "inputs": list(kpi.inputs),
+        "key": kpi.key,
+        "null_rule": null_rule,
+        "source": kpi.source,
+        "is_model_input": column.is_model_input,
+        "null_share": null_share,
+        "null_reason": _reason(kpi, null_rule, null_share, absent),
+        "quantiles": {f"{q:g}": values.quantile(q, "nearest") for q in QUANTILES},
+    }
+
+
+def _reason(kpi: Kpi, null_rule: str, null_share: float | None, absent: frozenset[str]) -> str | None:
+    """Why values are missing: an input that the source lacks, else the rule."""
+    if null_share is None:
+        return "there are no transactions"
+    if null_share == 0:
+        return None
+    lacking = [name for name in kpi.inputs if name in absent]
+    if null_share == 1 and lacking:
+        return f"the source gives no {', '.join(lacking)}"
+    return null_rule

@@ -1,0 +1,339 @@
+"""Sweeps over time-ordered events, compiled. The only module that imports numba.
+
+Every as-of window is one idea: a record can be seen from the moment it *enters* (it happened earlier and its record has
+arrived) until it *leaves* (it became older than the window). `tape` writes down, per key and in time order, which rows
+enter, leave and ask; a consumer walks the tape once and keeps its answer up to date. Rows that ask never see rows of
+the same moment, because a row enters one microsecond after it happened.
+
+Integers are summed as integers, and floats are never summed across rows, so results do not depend on how the work is
+cut. numba compiles without `fastmath` and without threads: the same input gives the same bits.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+F = TypeVar("F", bound=Callable[..., Any])
+
+ENTER, LEAVE, ASK, RESET = 0, 1, 2, 3
+SHIFT = 2  # an event is row << 2 | kind
+KIND = 3
+
+if TYPE_CHECKING:
+
+    def kernel(function: F) -> F:
+        """Compile; typed as the plain function."""
+        return function
+else:
+    kernel = njit(cache=True, nogil=True)
+
+
+@kernel
+def tape(
+    ask_starts: I64,
+    ask_rows: I64,
+    ask_time: I64,
+    enter_starts: I64,
+    enter_rows: I64,
+    enter_time: I64,
+    leave_starts: I64,
+    leave_rows: I64,
+    leave_time: I64,
+) -> I64:
+    """Order the events of every key: RESET, then entries up to a moment, what left before it, and who asks then.
+
+    Args:
+        ask_starts: shape (keys + 1,), where each key's rows begin in `ask_rows`; likewise for the other two.
+        ask_rows: rows that ask, per key in time order.
+        ask_time: microseconds, by row.
+        enter_rows: rows per key in order of `enter_time`.
+        enter_time: first microsecond at which a row is seen.
+        leave_rows: rows per key in order of `leave_time`.
+        leave_time: last microsecond at which a row is seen. A row that leaves before it enters is never seen.
+
+    Returns:
+        Events `row << 2 | kind`.
+    """
+    keys = len(ask_starts) - 1
+    events = np.empty(len(ask_rows) + 2 * len(enter_rows) + keys, np.int64)
+    at = 0
+    for key in range(keys):
+        events[at] = RESET
+        at += 1
+        entering, entered = enter_starts[key], enter_starts[key + 1]
+        leaving, left = leave_starts[key], leave_starts[key + 1]
+        for position in range(ask_starts[key], ask_starts[key + 1]):
+            row = ask_rows[position]
+            now = ask_time[row]
+            while entering < entered and enter_time[enter_rows[entering]] <= now:
+                other = enter_rows[entering]
+                entering += 1
+                if leave_time[other] >= enter_time[other]:
+                    events[at] = other << SHIFT | ENTER
+                    at += 1
+            while leaving < left and leave_time[leave_rows[leaving]] < now:
+                other = leave_rows[leaving]
+                leaving += 1
+                if leave_time[other] >= enter_time[other]:
+                    events[at] = other << SHIFT | LEAVE
+                    at += 1
+            events[at] = row << SHIFT | ASK
+            at += 1
+    return events[:at]
+
+
+@kernel
+def sums(events: I64, values: I64, rows: int) -> I64:
+    """Sums of integer columns over the rows that are seen.
+
+    Args:
+        events: a tape.
+        values: shape (sources, columns).
+        rows: how many rows may ask.
+
+    Returns:
+        Shape (rows, columns); zero for rows that never ask.
+    """
+    columns = values.shape[1]
+    out = np.zeros((rows, columns), np.int64)
+    running = np.zeros(columns, np.int64)
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == RESET:
+            running[:] = 0
+        elif kind == ASK:
+            for column in range(columns):
+                out[row, column] = running[column]
+        else:
+            sign = 1 if kind == ENTER else -1
+            for column in range(columns):
+                running[column] += sign * values[row, column]
+    return out
+
+
+@kernel
+def distinct(events: I64, items: I64, n_items: int, rows: int) -> I64:
+    """How many different items are seen.
+
+    Args:
+        events: a tape.
+        items: the source rows' item, as a code that no other key shares; -1 is not counted.
+        n_items: number of codes.
+        rows: how many rows may ask.
+    """
+    out = np.zeros(rows, np.int64)
+    times_seen = np.zeros(n_items, np.int64)
+    different = 0
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == ASK:
+            out[row] = different
+        elif kind == RESET:
+            different = 0  # codes are never shared between keys, so what is left of the last key is never read
+        elif items[row] >= 0:
+            if kind == ENTER:
+                times_seen[items[row]] += 1
+                different += times_seen[items[row]] == 1
+            else:
+                times_seen[items[row]] -= 1
+                different -= times_seen[items[row]] == 0
+    return out
+
+
+@kernel
+def times_seen(events: I64, source_items: I64, asked_items: I64, n_items: int, rows: int) -> I64:
+    """How often the asking row's own item is seen; arguments as in `distinct`."""
+    out = np.zeros(rows, np.int64)
+    seen = np.zeros(n_items, np.int64)
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == ASK:
+            if asked_items[row] >= 0:
+                out[row] = seen[asked_items[row]]
+        elif kind != RESET and source_items[row] >= 0:
+            seen[source_items[row]] += 1 if kind == ENTER else -1
+    return out
+
+
+@kernel
+def extreme_times(events: I64, time: I64, rows: int) -> tuple[I64, I64]:
+    """First and last time of the rows that have entered so far; the tape must let nothing leave.
+
+    Returns:
+        Row with the earliest time and row with the latest time (of equals, the one that entered last); -1 if none.
+    """
+    first = np.full(rows, -1, np.int64)
+    last = np.full(rows, -1, np.int64)
+    earliest, latest = -1, -1
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == RESET:
+            earliest, latest = -1, -1
+        elif kind == ASK:
+            first[row], last[row] = earliest, latest
+        elif kind == ENTER:
+            if earliest < 0 or time[row] < time[earliest]:
+                earliest = row
+            if latest < 0 or time[row] >= time[latest]:
+                latest = row
+    return first, last
+
+
+@kernel
+def _kth_deviation(ordered: F64, size: int, centre: float, rank: int) -> float:
+    """The rank-th smallest |value - centre| (rank from 0) of sorted values, merging outwards from the centre."""
+    right = np.searchsorted(ordered[:size], centre)
+    left = right - 1
+    found = 0.0
+    for _ in range(rank + 1):
+        below = centre - ordered[left] if left >= 0 else np.inf
+        above = ordered[right] - centre if right < size else np.inf
+        if below <= above:
+            found = below
+            left -= 1
+        else:
+            found = above
+            right += 1
+    return found
+
+
+@kernel
+def order_statistics(events: I64, values: F64, rows: int) -> tuple[I64, F64, F64, F64, F64]:
+    """Median, median absolute deviation and maximum of what is seen, and the rank of the asking row's own value in it.
+
+    Returns:
+        n; median; median absolute deviation from it; maximum; (count below + half the count equal) / n.
+        Without rows n is 0 and the others are NaN.
+    """
+    n = np.zeros(rows, np.int64)
+    median = np.full(rows, np.nan)
+    deviation = np.full(rows, np.nan)
+    maximum = np.full(rows, np.nan)
+    rank = np.full(rows, np.nan)
+    ordered = np.empty(64)
+    size = 0
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == RESET:
+            size = 0
+            continue
+        at = np.searchsorted(ordered[:size], values[row])
+        if kind == ENTER:
+            if size == len(ordered):
+                wider = np.empty(2 * size)
+                wider[:size] = ordered
+                ordered = wider
+            for position in range(size, at, -1):
+                ordered[position] = ordered[position - 1]
+            ordered[at] = values[row]
+            size += 1
+        elif kind == LEAVE:
+            size -= 1
+            for position in range(at, size):
+                ordered[position] = ordered[position + 1]
+        else:
+            n[row] = size
+            if size:
+                half = size // 2
+                centre = ordered[half] if size % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+                spread = _kth_deviation(ordered, size, centre, half)
+                if size % 2 == 0:
+                    spread = 0.5 * (spread + _kth_deviation(ordered, size, centre, half - 1))
+                median[row], deviation[row], maximum[row] = centre, spread, ordered[size - 1]
+                above = np.searchsorted(ordered[:size], values[row], side="right")
+                rank[row] = (at + 0.5 * (above - at)) / size
+    return n, median, deviation, maximum, rank
+
+
+@kernel
+def times_seen_sum(events: I64, items: I64, values: I64, n_items: int, rows: int) -> I64:
+    """Sum of a column over what is seen of the asking row's own item, such as its day."""
+    out = np.zeros(rows, np.int64)
+    running = np.zeros(n_items, np.int64)
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == RESET or items[row] < 0:
+            continue
+        if kind == ASK:
+            out[row] = running[items[row]]
+        else:
+            running[items[row]] += values[row] if kind == ENTER else -values[row]
+    return out
+
+
+@kernel
+def distinct_with_own(events: I64, items: I64, n_items: int, rows: int) -> I64:
+    """As `distinct`, and the asking row's own item counts as well."""
+    out = np.zeros(rows, np.int64)
+    seen = np.zeros(n_items, np.int64)
+    different = 0
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == RESET:
+            different = 0
+            continue
+        item = items[row]
+        if kind == ASK:
+            out[row] = different + (item >= 0 and seen[item] == 0)
+        elif item >= 0:
+            if kind == ENTER:
+                seen[item] += 1
+                different += seen[item] == 1
+            else:
+                seen[item] -= 1
+                different -= seen[item] == 0
+    return out
+
+
+@kernel
+def split_amounts(
+    events: I64, applies: Any, near: Any, cents: I64, day: I64, n_days: int, least_broken: int
+) -> tuple[I64, I64, I64, I64, I64]:
+    """What a window holds of amounts just below a limit, the asking row included.
+
+    Args:
+        events: a tape.
+        applies: rows that the limit holds for.
+        near: rows just below it.
+        cents: amounts; 0 where the limit does not hold.
+        day: codes of (key, business day).
+        n_days: number of these codes.
+        least_broken: a day's sum from which the limit is broken.
+
+    Returns:
+        Rows that the limit holds for; rows just below; days with such rows; their sum; days whose sum breaks the limit.
+    """
+    rows = len(cents)
+    out = np.zeros((5, rows), np.int64)
+    day_near = np.zeros(n_days, np.int64)
+    day_sum = np.zeros(n_days, np.int64)
+    n, k, days, total, broken = 0, 0, 0, 0, 0
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == RESET:
+            n, k, days, total, broken = 0, 0, 0, 0, 0
+            continue
+        if not applies[row]:
+            continue
+        today = day[row]
+        sign = -1 if kind == LEAVE else 1
+        before_near, before_sum = day_near[today], day_sum[today]
+        after_sum = before_sum + sign * cents[row]
+        after_near = before_near + sign * near[row]
+        n_now = n + sign
+        k_now = k + sign * near[row]
+        total_now = total + sign * near[row] * cents[row]
+        days_now = days + (after_near > 0) - (before_near > 0)
+        broken_now = broken + (after_sum >= least_broken) - (before_sum >= least_broken)
+        if kind == ASK:
+            out[0, row], out[1, row], out[2, row] = n_now, k_now, days_now
+            out[3, row], out[4, row] = total_now, broken_now
+        else:
+            n, k, days, total, broken = n_now, k_now, days_now, total_now, broken_now
+            day_near[today], day_sum[today] = after_near, after_sum
+    return out[0], out[1], out[2], out[3], out[4]

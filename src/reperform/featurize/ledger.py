@@ -1,0 +1,201 @@
+"""The transactions as every KPI reads them: arrays in one order, keys as codes, histories by key.
+
+A ledger may hold the whole table, or one bucket of the accounts or of the counterparties: a KPI gives the same values
+either way, because it never looks beyond its own key.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from reperform.errors import ReperformError
+from reperform.featurize.kernels import F64, I64
+from reperform.featurize.windows import FOREVER_US, History
+
+Mask = NDArray[np.bool_]
+UNKNOWN_SEGMENT = "unknown"
+UNKNOWN_TIME_US = FOREVER_US
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Transactions with what is known of their accounts and labels.
+
+    Args:
+        transactions: as `schemas.TRANSACTIONS`, in order of (booked_at, transaction_id).
+        accounts: as `schemas.ACCOUNTS`.
+        labels: as `schemas.LABELS`.
+        maturity: age from which a transaction without a confirmed label counts as normal.
+        default_timezone: for accounts whose timezone the source does not give.
+    """
+
+    transactions: pl.DataFrame
+    accounts: pl.DataFrame
+    labels: pl.DataFrame
+    maturity: timedelta
+    default_timezone: str = "UTC"
+
+    def __len__(self) -> int:
+        return self.transactions.height
+
+    @cached_property
+    def time(self) -> I64:
+        """When each row happened, microseconds since 1970 UTC."""
+        return _microseconds(self.transactions["booked_at"])
+
+    @cached_property
+    def known(self) -> I64:
+        """When each row's record arrived, microseconds since 1970 UTC; never before it happened."""
+        return np.maximum(_microseconds(self.transactions["known_at"]), self.time)
+
+    @cached_property
+    def amount(self) -> F64:
+        """Amount in base currency."""
+        return self.transactions["amount_base"].to_numpy()
+
+    @cached_property
+    def cents(self) -> I64:
+        """Amount in hundredths of the base currency: sums of these are exact in any order."""
+        return hundredths(self.amount)
+
+    @cached_property
+    def incoming(self) -> Mask:
+        """Whether money comes into the account."""
+        return (self.transactions["direction"] == "in").to_numpy()
+
+    @cached_property
+    def account(self) -> I64:
+        """Account codes."""
+        return codes(self.transactions["account_id"])
+
+    @cached_property
+    def counterparty(self) -> I64:
+        """Counterparty codes; -1 where the source names none."""
+        return codes(self.transactions["counterparty_id"])
+
+    @cached_property
+    def pair(self) -> I64:
+        """Codes of (account, counterparty); -1 without a counterparty."""
+        return pair_codes(self.account, self.counterparty)
+
+    @cached_property
+    def by_account(self) -> History:
+        """Histories of accounts."""
+        return self._history(self.account)
+
+    @cached_property
+    def by_account_direction(self) -> History:
+        """Histories of accounts, money in and money out apart."""
+        return self._history(2 * self.account + self.incoming)
+
+    @cached_property
+    def by_counterparty(self) -> History:
+        """Histories of counterparties."""
+        return self._history(self.counterparty)
+
+    @cached_property
+    def by_pair(self) -> History:
+        """Histories of one account with one counterparty."""
+        return self._history(self.pair)
+
+    @cached_property
+    def _details(self) -> pl.DataFrame:
+        details = self.accounts.select(
+            "account_id", "opened_at", "home_country", "timezone", pl.col("segment").fill_null(UNKNOWN_SEGMENT)
+        )
+        joined = self.transactions.select("account_id").join(
+            details, on="account_id", how="left", maintain_order="left"
+        )
+        return joined.with_columns(pl.col("segment").fill_null(UNKNOWN_SEGMENT))
+
+    @cached_property
+    def opened(self) -> I64:
+        """When each row's account was opened, microseconds; `UNKNOWN_TIME_US` where the source does not say."""
+        opened = self._details["opened_at"]
+        return _microseconds(opened)
+
+    @cached_property
+    def segment(self) -> pl.Series:
+        """Segment of each row's account."""
+        return self._details["segment"]
+
+    @cached_property
+    def home_country(self) -> pl.Series:
+        """Home country of each row's account."""
+        return self._details["home_country"]
+
+    @cached_property
+    def local(self) -> pl.Series:
+        """When each row happened by the clock on the account's wall: without zone, summer time observed."""
+        zones = self._details["timezone"].fill_null(self.default_timezone)
+        booked = self.transactions["booked_at"]
+        out = pl.select(pl.repeat(None, len(self), dtype=pl.Datetime("us"))).to_series()
+        for zone in sorted(zones.unique()):
+            out = out.zip_with(zones != zone, _wall_clock(booked, zone))
+        return out.alias("local")
+
+    @cached_property
+    def local_day(self) -> I64:
+        """Day number (since 1970) by the account's own clock."""
+        return self.local.dt.date().cast(pl.Int32).to_numpy().astype(np.int64)
+
+    @cached_property
+    def label(self) -> tuple[NDArray[np.int8], I64]:
+        """What case handling said of each row, and when (microseconds).
+
+        Returns:
+            1 anomaly, 0 reviewed and normal, -1 nothing; the moment of confirmation, or `UNKNOWN_TIME_US`.
+        """
+        joined = self.transactions.select("transaction_id").join(
+            self.labels.select("transaction_id", "is_anomaly", "confirmed_at"),
+            on="transaction_id", how="left", maintain_order="left",
+        )  # fmt: skip
+        said = joined["is_anomaly"].cast(pl.Int8).fill_null(-1).to_numpy()
+        return said, _microseconds(joined["confirmed_at"])
+
+    def known_before(self, moment_us: int) -> Mask:
+        """Rows that had happened and were known before a moment: what parameters may be fitted on."""
+        return (self.time < moment_us) & (self.known < moment_us)
+
+    def _history(self, key: I64) -> History:
+        return History.of(key, int(key.max(initial=-1)) + 1, self.time, self.known)
+
+
+def hundredths(amount: F64) -> I64:
+    """Amounts as whole hundredths."""
+    return np.rint(amount * 100).astype(np.int64)
+
+
+def codes(names: pl.Series) -> I64:
+    """Names as 0 … n - 1 in their own order; -1 for null."""
+    return (names.rank("dense").cast(pl.Int64) - 1).fill_null(-1).to_numpy()
+
+
+def pair_codes(first: I64, second: I64) -> I64:
+    """Codes of pairs, dense; -1 where either is missing. A pair belongs to one value of `first` alone."""
+    wide = np.where((first < 0) | (second < 0), -1, first * (second.max(initial=0) + 1) + second)
+    values, inverse = np.unique(wide, return_inverse=True)
+    missing = int(values.size > 0 and values[0] < 0)
+    return inverse.astype(np.int64) - missing
+
+
+def _microseconds(times: pl.Series) -> I64:
+    """Microseconds since 1970 UTC; `UNKNOWN_TIME_US` for null."""
+    return times.cast(pl.Datetime("us", "UTC")).dt.epoch("us").fill_null(UNKNOWN_TIME_US).to_numpy().astype(np.int64)
+
+
+def _wall_clock(booked: pl.Series, zone: str) -> pl.Series:
+    try:
+        return booked.dt.convert_time_zone(zone).dt.replace_time_zone(None)
+    except pl.exceptions.ComputeError as error:
+        raise ReperformError(
+            f"{zone!r} is not a timezone.",
+            expected="a name of the IANA database, such as Europe/Berlin",
+            got=zone,
+            where="accounts.timezone, or featurize.settings.time_pattern.default_timezone",
+            fix="correct the column map in conf/ingest/",
+        ) from error

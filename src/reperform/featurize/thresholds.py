@@ -1,0 +1,348 @@
+"""KPI 8: amounts over legal and internal limits, and patterns consistent with splitting them (structuring, smurfing).
+
+A pattern says what happened, not why: no intent is inferred.
+"""
+
+from collections.abc import Mapping
+from dataclasses import field
+from datetime import UTC, date, datetime, time
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from scipy.special import betainc
+
+from reperform.featurize.kernels import F64, I64, distinct_with_own, split_amounts, times_seen_sum
+from reperform.featurize.ledger import Ledger, Mask, hundredths, pair_codes
+from reperform.featurize.registry import Column, Kpi, Values
+from reperform.featurize.windows import DAY_US, History, length_us
+
+BASE = "base"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Rule:
+    """One limit, in force for a time and a place.
+
+    Args:
+        name: short and unique.
+        jurisdictions: home countries of accounts that it holds for; empty for all.
+        channels: channels that it holds for; empty for all.
+        threshold: the limit.
+        currency: of the limit; `base` compares amounts in base currency, else only rows in that currency are held against it.
+        operator: how an amount breaks it.
+        window: `day` adds up a business day by the account's clock; a length such as `24h` adds up that time.
+        effective_from: first day.
+        effective_to: last day, if it has ended.
+        citation: where it is written.
+    """
+
+    name: str
+    threshold: float
+    citation: str
+    effective_from: date
+    effective_to: date | None = None
+    jurisdictions: list[str] = field(default_factory=list)
+    channels: list[str] = field(default_factory=list)
+    currency: str = BASE
+    operator: Literal[">", ">="] = ">"
+    window: str = "day"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Settings:
+    """Limits and patterns of KPI 8.
+
+    Args:
+        rules: limits.
+        near_share: an amount in [(1 - near_share) T, T) lies just below a limit.
+        structuring_window: time over which amounts just below a limit are counted.
+        structuring_least_n: from this many on.
+        smurfing_window: time over which parties are counted.
+        smurfing_least_parties: from this many different ones on.
+        micro_share: amounts below this share of the limit are micro amounts.
+        micro_least_n: from this many on.
+    """
+
+    rules: list[Rule] = field(default_factory=list)
+    near_share: float = 0.2
+    structuring_window: str = "10d"
+    structuring_least_n: int = 3
+    smurfing_window: str = "7d"
+    smurfing_least_parties: int = 3
+    micro_share: float = 0.05
+    micro_least_n: int = 10
+
+
+def columns(settings: Settings) -> tuple[Column, ...]:
+    """Ratios to the limits, and the patterns; of several limits the one that is nearest to being broken."""
+    s, m = settings.structuring_window, settings.smurfing_window
+    near = f"amounts in [{1 - settings.near_share:.2g} T, T) in the row's direction, the row included"
+    return (
+        Column("limit_ratio", "sum over the limit's window in the row's direction, the row included, / limit; largest over limits", "x"),
+        Column("limit_broken_n", "limits that this sum breaks", "limits"),
+        Column(f"structuring_n_{s}", near, "transactions", s),
+        Column(f"structuring_days_{s}", "different days with such amounts", "days", s),
+        Column(f"structuring_ratio_{s}", "sum of such amounts / limit", "x", s),
+        Column(
+            f"structuring_flag_{s}",
+            f"1 if at least {settings.structuring_least_n} such amounts sum to the limit or more while no day's sum breaks it",
+            "0 or 1", s, is_model_input=False,
+        ),
+        Column(
+            f"structuring_surprise_{s}", "-log10 P(at least so many of n | share of the segment's training amounts just below the limit)",
+            "-log10 p", s,
+        ),
+        Column(f"smurfing_parties_{m}", "different counterparties with amounts below the limit in the row's direction, the row included", "counterparties", m),
+        Column(f"smurfing_ratio_{m}", "their amounts / limit", "x", m),
+        Column(f"smurfing_flag_{m}", f"1 if at least {settings.smurfing_least_parties} parties and a ratio of 1 or more", "0 or 1", m, is_model_input=False),
+        Column(f"smurfing_micro_n_{m}", f"amounts below {settings.micro_share:.0%} of the limit in the row's direction, the row included", "transactions", m),
+        Column(f"smurfing_micro_ratio_{m}", "their sum / limit", "x", m),
+        Column(
+            f"smurfing_micro_flag_{m}", f"1 if at least {settings.micro_least_n} of them and a ratio of 1 or more", "0 or 1", m, is_model_input=False
+        ),
+    )  # fmt: skip
+
+
+def counterparty_columns(settings: Settings) -> tuple[Column, ...]:
+    """The same pattern seen from the counterparty: several accounts pay one beneficiary, or are paid by one sender."""
+    m = settings.smurfing_window
+    return (
+        Column(f"smurfing_accounts_{m}", "different accounts that deal with the counterparty in the row's direction below the limit, the row included", "accounts", m),
+        Column(f"smurfing_accounts_ratio_{m}", "their amounts / limit", "x", m),
+        Column(f"smurfing_accounts_flag_{m}", f"1 if at least {settings.smurfing_least_parties} accounts and a ratio of 1 or more", "0 or 1", m, is_model_input=False),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
+class Scope:
+    """The rows that a rule holds for, with amounts in the rule's currency.
+
+    Args:
+        applies: rows that it holds for.
+        cents: hundredths of the rule's currency; 0 where it does not hold.
+        limit: the threshold in hundredths.
+    """
+
+    applies: Mask
+    cents: I64
+    limit: int
+
+    @property
+    def below(self) -> Mask:
+        """Rows whose amount alone is below the limit."""
+        return self.applies & (self.cents < self.limit)
+
+    def near(self, share: float) -> Mask:
+        """Rows in [(1 - share) T, T)."""
+        return self.below & (self.cents >= round((1 - share) * self.limit))
+
+    def broken_by(self, sums: I64, operator: str) -> Mask:
+        """Where sums break the limit."""
+        return sums > self.limit if operator == ">" else sums >= self.limit
+
+
+def scope(ledger: Ledger, rule: Rule) -> Scope:
+    """Rows and amounts that a rule holds for."""
+    rows = ledger.transactions
+    own_currency = rule.currency != BASE
+    condition = pl.Series(np.ones(len(ledger), bool))
+    if own_currency:
+        condition &= rows["currency"] == rule.currency
+    if rule.channels:
+        condition &= rows["channel"].is_in(rule.channels).fill_null(value=False)
+    if rule.jurisdictions:
+        condition &= ledger.home_country.is_in(rule.jurisdictions).fill_null(value=False)
+    applies = condition.to_numpy() & (ledger.time >= _day_us(rule.effective_from))
+    if rule.effective_to:
+        applies = applies & (ledger.time < _day_us(rule.effective_to) + DAY_US)
+    cents = hundredths(rows["amount"].to_numpy()) if own_currency else ledger.cents
+    return Scope(applies, np.where(applies, cents, 0), round(rule.threshold * 100))
+
+
+def _day_us(day: date) -> int:
+    return int(datetime.combine(day, time(), tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def fit(ledger: Ledger, end_us: int, settings: Settings) -> dict[str, Any]:
+    """Share of amounts just below each limit, per segment, over the rows that may be learned from."""
+    learn, segments = ledger.known_before(end_us), ledger.segment
+    out: dict[str, Any] = {}
+    for rule in settings.rules:
+        at = scope(ledger, rule)
+        rows = learn & at.applies
+        near = at.near(settings.near_share)
+        by_segment = {str(s): rows & (segments == s).to_numpy() for s in sorted(segments.unique())}
+        out[rule.name] = {s: _share(near[mask].sum(), mask.sum()) for s, mask in by_segment.items()}
+        out[rule.name][""] = _share(near[rows].sum(), rows.sum())
+    return out
+
+
+def _share(k: Any, n: Any) -> float:
+    """Jeffreys' estimate: never 0, so that one such amount is not an impossible event."""
+    return (int(k) + 0.5) / (int(n) + 1)
+
+
+def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
+    """Every column for every rule; of several rules the largest value, unknown where none holds."""
+    found = [_of_rule(ledger, rule, fitted.get(rule.name, {}), settings) for rule in settings.rules]
+    broken = [f.pop("limit_broken_n") for f in found]
+    names = [column.name for column in columns(settings) if column.name != "limit_broken_n"]
+    out = {name: _largest([f[name] for f in found], len(ledger)) for name in names}
+    unknown = np.isnan(out["limit_ratio"])
+    out["limit_broken_n"] = np.where(
+        unknown, np.nan, np.nansum(np.array(broken).reshape(len(found), len(ledger)), axis=0)
+    )
+    return out
+
+
+def compute_counterparty(
+    ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]
+) -> Values:
+    """Smurfing seen from the counterparty."""
+    key = np.where(ledger.counterparty < 0, -1, 2 * ledger.counterparty + ledger.incoming)
+    history = History.of(key, int(key.max(initial=-1)) + 1, ledger.time, ledger.known)
+    party = pair_codes(key, ledger.account)
+    m = settings.smurfing_window
+    found = []
+    for rule in settings.rules:
+        at = scope(ledger, rule)
+        n, cents = _parties(history, party, at, m)
+        holds = at.applies & (key >= 0)
+        found.append(_party_values(f"smurfing_accounts{{}}_{m}", n, cents, holds, at.limit, settings))
+    return {
+        c.name: _largest([_renamed(f, m)[c.name] for f in found], len(ledger)) for c in counterparty_columns(settings)
+    }
+
+
+def _renamed(found: Values, window: str) -> Values:
+    # The count of accounts carries no suffix of its own: smurfing_accounts_7d.
+    return {name.replace(f"_n_{window}", f"_{window}"): values for name, values in found.items()}
+
+
+def _of_rule(ledger: Ledger, rule: Rule, shares: dict[str, float], settings: Settings) -> Values:
+    at, history = scope(ledger, rule), ledger.by_account_direction
+    out = _hard(ledger, history, rule, at)
+    out |= _structuring(ledger, history, rule, at, shares, settings)
+    out |= _smurfing(ledger, history, at, settings)
+    return out
+
+
+def _hard(ledger: Ledger, history: History, rule: Rule, at: Scope) -> Values:
+    """Sum over the limit's window, the row included, against the limit."""
+    if rule.window == "day":
+        day = pair_codes(history.codes, ledger.local_day)
+        # A business day is at most 25 hours long (end of summer time).
+        past = times_seen_sum(
+            history.tape(25 * 3_600_000_000), day, at.cents, int(day.max(initial=-1)) + 1, len(ledger)
+        )
+    else:
+        (past,) = history.sums(history.tape(length_us(rule.window)), at.cents)
+    total = past + at.cents
+    return {
+        "limit_ratio": np.where(at.applies, total / at.limit, np.nan),
+        "limit_broken_n": np.where(at.applies, at.broken_by(total, rule.operator), np.nan),
+    }
+
+
+def _structuring(
+    ledger: Ledger, history: History, rule: Rule, at: Scope, shares: dict[str, float], settings: Settings
+) -> Values:
+    w = settings.structuring_window
+    near = at.near(settings.near_share)
+    day = pair_codes(history.codes, ledger.local_day)
+    least_broken = at.limit + (rule.operator == ">")
+    n, k, days, cents, broken_days = split_amounts(
+        history.tape(length_us(w)), at.applies, near, at.cents, day, int(day.max(initial=-1)) + 1, least_broken
+    )
+    flag = (k >= settings.structuring_least_n) & (cents >= at.limit) & (broken_days == 0)
+    share = ledger.segment.replace_strict(shares, default=shares.get("", 0.5), return_dtype=pl.Float64).to_numpy()
+    values: Values = {
+        f"structuring_n_{w}": k,
+        f"structuring_days_{w}": days,
+        f"structuring_ratio_{w}": cents / at.limit,
+        f"structuring_flag_{w}": flag,
+        f"structuring_surprise_{w}": binomial_surprise(k, n, share),
+    }
+    return {name: np.where(at.applies, v, np.nan) for name, v in values.items()}
+
+
+def binomial_surprise(k: I64, n: I64, share: F64) -> F64:
+    """-log10 P(K >= k) for K ~ Binomial(n, share); 0 for k = 0, at most 300."""
+    p = np.where(k > 0, betainc(np.maximum(k, 1), np.maximum(n - k + 1, 1), share), 1.0)
+    return -np.log10(np.maximum(p, 1e-300)) + 0.0
+
+
+def _smurfing(ledger: Ledger, history: History, at: Scope, settings: Settings) -> Values:
+    m = settings.smurfing_window
+    party = pair_codes(history.codes, ledger.counterparty)
+    n, cents = _parties(history, party, at, m)
+    out = _party_values(f"smurfing{{}}_{m}", n, cents, at.applies, at.limit, settings)
+    out[f"smurfing_parties_{m}"] = out.pop(f"smurfing_n_{m}")
+    micro = at.below & (at.cents < round(settings.micro_share * at.limit))
+    past_n, past_cents = history.sums(history.tape(length_us(m)), micro, np.where(micro, at.cents, 0))
+    count, total = past_n + micro, past_cents + np.where(micro, at.cents, 0)
+    flag = (count >= settings.micro_least_n) & (total >= at.limit)
+    for name, values in (("micro_n", count), ("micro_ratio", total / at.limit), ("micro_flag", flag)):
+        out[f"smurfing_{name}_{m}"] = np.where(at.applies, values, np.nan)
+    return out
+
+
+def _parties(history: History, party: I64, at: Scope, window: str) -> tuple[I64, I64]:
+    """Different parties with amounts below the limit, the row's own included, and the sum of these amounts."""
+    events = history.tape(length_us(window))
+    items = np.where(at.below, party, -1)
+    n = distinct_with_own(events, items, int(party.max(initial=-1)) + 1, len(party))
+    below = np.where(at.below, at.cents, 0)
+    (past,) = history.sums(events, below)
+    return n, past + below
+
+
+def _party_values(name: str, n: I64, cents: I64, holds: Mask, limit: int, settings: Settings) -> Values:
+    flag = (n >= settings.smurfing_least_parties) & (cents >= limit)
+    values = {"_n": n, "_ratio": cents / limit, "_flag": flag}
+    return {name.format(suffix): np.where(holds, v, np.nan) for suffix, v in values.items()}
+
+
+def _largest(candidates: list[F64], rows: int) -> F64:
+    """Element-wise maximum that ignores the unknown."""
+    if not candidates:
+        return np.full(rows, np.nan)
+    return np.fmax.reduce(candidates)
+
+
+KPI = Kpi(
+    name="thresholds",
+    number=8,
+    title="Compliance threshold violations",
+    family="compliance",
+    formula="sums per account, direction and business day against limits; amounts just below a limit over 10 days (structuring); "
+    "many parties or many small amounts over 7 days (smurfing). Patterns, not intent",
+    unit="x of the limit, and counts",
+    inputs=("account_id", "booked_at", "known_at", "direction", "amount", "amount_base", "currency", "channel", "counterparty_id", "home_country", "timezone"),
+    key="account",
+    null_rule="no limit holds for the row's country, channel, currency and day",
+    source="31 CFR 1010.311, 1010.313, 1010.314; Regulation (EU) 2024/1624, Article 80",
+    settings=Settings,
+    columns=columns,
+    compute=compute,
+    fit=fit,
+)  # fmt: skip
+COUNTERPARTY_KPI = Kpi(
+    name="thresholds_counterparty",
+    number=8,
+    title="Compliance threshold violations, seen from the counterparty",
+    family="compliance",
+    formula="different accounts that deal with one counterparty in one direction within 7 days, each below a limit, together above it",
+    unit="accounts, and x of the limit",
+    inputs=("counterparty_id", "account_id", "booked_at", "known_at", "direction", "amount", "amount_base", "currency", "channel"),
+    key="counterparty",
+    null_rule="no limit holds for the row, or it names no counterparty",
+    source="31 CFR 1010.314",
+    settings=Settings,
+    columns=counterparty_columns,
+    compute=compute_counterparty,
+    settings_key="thresholds",
+)  # fmt: skip

@@ -1,0 +1,104 @@
+"""KPI 1: how fast an account moves money, in transactions, amounts and counterparties per hour."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from reperform.featurize.kernels import F64, I64, extreme_times
+from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger
+from reperform.featurize.registry import Column, Kpi, Values
+from reperform.featurize.windows import FOREVER_US, HOUR_US, length_us
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Settings:
+    """Windows of KPI 1.
+
+    Args:
+        windows: lengths; the first and the last are compared for the acceleration.
+        counterparty_windows: lengths for different counterparties.
+        least_age_hours: an account counts as at least this old, so that the first seconds of an account give no huge rate.
+    """
+
+    windows: list[str] = field(default_factory=lambda: ["1h", "24h", "7d", "30d"])
+    counterparty_windows: list[str] = field(default_factory=lambda: ["24h", "7d", "30d"])
+    least_age_hours: float = 1.0
+
+
+def columns(settings: Settings) -> tuple[Column, ...]:
+    """Counts, rates and amount rates per window, distinct counterparties, and the acceleration."""
+    per_window = [
+        column
+        for w in settings.windows
+        for column in (
+            Column(f"velocity_n_{w}", f"transactions of the account in [t - {w}, t), known by t", "transactions", w),
+            Column(f"velocity_{w}", f"velocity_n_{w} / min({w}, age of the account)", "transactions per hour", w),
+            Column(f"velocity_amount_{w}", f"their amounts / min({w}, age)", "base currency per hour", w),
+        )
+    ]
+    parties = [
+        Column(
+            f"velocity_counterparties_{w}", f"different counterparties / min({w}, age)", "counterparties per hour", w
+        )
+        for w in settings.counterparty_windows
+    ]
+    short, long = settings.windows[0], settings.windows[-1]
+    gain = Column(
+        "velocity_acceleration",
+        f"ln((V_{short} + eps) / (V_{long} + eps)), eps = one transaction per {long}",
+        "natural log of a ratio",
+        long,
+    )
+    return (*per_window, *parties, gain)
+
+
+def account_age_us(ledger: Ledger) -> I64:
+    """Age of the account at each row: since it was opened, or since its first known record; 0 without either."""
+    history = ledger.by_account
+    first, _ = extreme_times(history.tape(FOREVER_US), ledger.time, len(ledger))
+    since_first = np.where(first >= 0, ledger.time - ledger.time[first], 0)
+    since_opening = ledger.time - np.where(ledger.opened == UNKNOWN_TIME_US, ledger.time, ledger.opened)
+    return np.where(ledger.opened == UNKNOWN_TIME_US, since_first, np.maximum(since_opening, 0))
+
+
+def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
+    """Velocities over windows of the account's past."""
+    history, out = ledger.by_account, Values()
+    age_hours = np.maximum(account_age_us(ledger) / HOUR_US, settings.least_age_hours)
+    ones = np.ones(len(ledger), np.int64)
+    for window in settings.windows:
+        hours = np.minimum(length_us(window) / HOUR_US, age_hours)
+        n, cents = history.sums(history.tape(length_us(window)), ones, ledger.cents)
+        out[f"velocity_n_{window}"] = n.astype(float)
+        out[f"velocity_{window}"] = n / hours
+        out[f"velocity_amount_{window}"] = cents / 100 / hours
+    n_pairs = int(ledger.pair.max(initial=-1)) + 1
+    for window in settings.counterparty_windows:
+        hours = np.minimum(length_us(window) / HOUR_US, age_hours)
+        different = history.distinct(history.tape(length_us(window)), ledger.pair, n_pairs)
+        out[f"velocity_counterparties_{window}"] = different / hours
+    short, long = settings.windows[0], settings.windows[-1]
+    least = HOUR_US / length_us(long)
+    out["velocity_acceleration"] = np.log((out[f"velocity_{short}"] + least) / (out[f"velocity_{long}"] + least))
+    return out
+
+
+KPI = Kpi(
+    name="velocity",
+    number=1,
+    title="Transaction velocity",
+    family="velocity",
+    formula="V_W(t) = |{j: same account, t - W <= t_j < t, known by t}| / min(W, age of the account)",
+    unit="transactions per hour",
+    inputs=("account_id", "booked_at", "known_at", "amount_base", "counterparty_id", "opened_at"),
+    key="account",
+    null_rule="never: no record in the window is a velocity of zero",
+    source="Whitrow et al. (2009), doi:10.1007/s10618-008-0116-z; Bahnsen et al. (2016), doi:10.1016/j.eswa.2015.12.030",
+    settings=Settings,
+    columns=columns,
+    compute=compute,
+)
