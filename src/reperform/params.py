@@ -33,6 +33,7 @@ class SimulateParams:
     accounts: Annotated[int, Field(ge=50)]
     transactions: Annotated[int, Field(ge=1000)]
     institutions: dict[str, dict[str, Any]]
+    background: dict[str, Any]
     typologies: dict[str, dict[str, Any]]
     labels: dict[str, Any]
     filings: dict[str, Any]
