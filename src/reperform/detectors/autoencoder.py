@@ -1,0 +1,164 @@
+"""LSTM autoencoder: an account's newest transaction is anomalous when its recent sequence can't be written back."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray
+from reperform.detectors.scaling import RobustScaler
+
+CHUNK_ROWS = 8192
+LEAST_ERROR = 1e-3
+
+
+class LstmAutoencoderDetector(Detector):
+    """Score: mean squared error of the newest step over its known features, each relative to its usual error.
+
+    A sequence is an account's newest rows up to and including the scored one; what lies before an account's first row
+    is masked. Known anomalies take part in no training sequence.
+
+    Args:
+        length: steps of a sequence.
+        hidden_size: units of each LSTM.
+        code_size: numbers that a sequence is squeezed into.
+        learning_rate: of Adam.
+        epochs: passes over the training sequences.
+        batch_size: sequences per step of Adam.
+        max_sequences: sequences to train on; more are thinned by seed.
+        features: names of the columns.
+        seed: of weights, thinning and the order of batches.
+    """
+
+    reads_sequences = True
+    limits = {  # noqa: RUF012  # as declared by the base class
+        "length": (1, 512),
+        "hidden_size": (1, 1024),
+        "code_size": (1, 1024),
+        "learning_rate": (1e-6, 1),
+        "epochs": (1, 1000),
+        "batch_size": (1, 65_536),
+        "max_sequences": (10, 10_000_000),
+    }
+
+    def __init__(
+        self,
+        *,
+        length: int = 16,
+        hidden_size: int = 32,
+        code_size: int = 12,
+        learning_rate: float = 0.005,
+        epochs: int = 3,
+        batch_size: int = 256,
+        max_sequences: int = 20_000,
+        features: tuple[str, ...] = (),
+        seed: int = 0,
+    ) -> None:
+        self.length = length
+        self.hidden_size = hidden_size
+        self.code_size = code_size
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.max_sequences = max_sequences
+        self.features = features
+        self.seed = seed
+
+    def _fit(self, x: FloatMatrix, y: LabelArray, groups: GroupArray | None, weight: FloatArray | None) -> None:
+        from reperform.detectors import sequence_network as network  # noqa: PLC0415  # costs four seconds
+
+        del weight
+        keep = y != 1 if (y != 1).any() else np.ones(len(x), bool)
+        rows, accounts = x[keep], _groups_of(x, groups)[keep]
+        self.scaler_ = RobustScaler().fit(rows)
+        chosen = self._chosen(len(rows))
+        steps, known = self._sequences(rows, sequence_rows(accounts, self.length), chosen)
+        self.network_ = network.trained(
+            steps,
+            known,
+            hidden_size=self.hidden_size,
+            code_size=self.code_size,
+            learning_rate=self.learning_rate,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        errors = network.last_step_errors(self.network_, steps, known)
+        seen = known[:, -1].sum(axis=0)
+        # A feature that is hard to foresee must not drown the others.
+        self.usual_error_ = np.maximum(errors.sum(axis=0, dtype=np.float64) / np.maximum(seen, 1), LEAST_ERROR)
+
+    def _chosen(self, n_rows: int) -> NDArray[np.int64]:
+        if n_rows <= self.max_sequences:
+            return np.arange(n_rows)
+        self.notes_.append(f"trained on {self.max_sequences} of {n_rows} sequences, drawn by seed")
+        return np.sort(np.random.default_rng(self.seed).choice(n_rows, self.max_sequences, replace=False))
+
+    def _score(self, x: FloatMatrix, groups: GroupArray | None) -> FloatArray:
+        return np.asarray(self.contributions(x, groups=groups, checked=True).sum(axis=1))
+
+    def contributions(
+        self, x: FloatMatrix, *, groups: GroupArray | None = None, checked: bool = False
+    ) -> NDArray[np.float64]:
+        """What each feature of the newest step adds to the score: shape (n, p); rows sum to `score`."""
+        from reperform.detectors import sequence_network as network  # noqa: PLC0415
+
+        rows = x if checked else self._checked(x)
+        positions = sequence_rows(_groups_of(rows, groups), self.length)
+        parts = []
+        for start in range(0, len(rows), CHUNK_ROWS):
+            steps, known = self._sequences(rows, positions, np.arange(start, min(start + CHUNK_ROWS, len(rows))))
+            errors = network.last_step_errors(self.network_, steps, known) / self.usual_error_
+            parts.append(errors / np.maximum(known[:, -1].sum(axis=1, keepdims=True), 1))
+        return np.concatenate(parts)
+
+    def _sequences(
+        self, x: FloatMatrix, positions: NDArray[np.int32], chosen: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scaled values and what is known of them, each of shape (len(chosen), length, p)."""
+        wanted = positions[chosen]
+        values = x[np.maximum(wanted, 0)]
+        known = (~np.isnan(values) & (wanted >= 0)[:, :, None]).astype(np.float32)
+        scaled = self.scaler_.transform(values) * known
+        return scaled, known
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        from reperform.detectors import sequence_network as network  # noqa: PLC0415
+
+        learned = {f"network.{name}": array for name, array in network.weights(self.network_).items()}
+        return {**self.scaler_.arrays(), "usual_error": self.usual_error_, **learned}
+
+    def _restore(self, arrays: Arrays) -> None:
+        from reperform.detectors import sequence_network as network  # noqa: PLC0415
+
+        self.scaler_ = RobustScaler.restored(arrays)
+        self.usual_error_ = arrays["usual_error"]
+        learned = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
+        self.network_ = network.restored(learned, self.learning_rate)
+
+
+def sequence_rows(groups: GroupArray, length: int) -> NDArray[np.int32]:
+    """Rows that make up the sequence which ends with each row.
+
+    Args:
+        groups: shape (n,), the account of each row, rows in time order.
+        length: steps of a sequence.
+
+    Returns:
+        Shape (n, length), oldest first, the row itself last; -1 where the account has no earlier row.
+    """
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    is_first = np.ones(len(groups), bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    first = np.maximum.accumulate(np.where(is_first, np.arange(len(groups)), 0))
+    order = order.astype(np.int32)
+    wanted = np.arange(len(groups), dtype=np.int32)[:, None] + np.arange(1 - length, 1, dtype=np.int32)
+    rows = np.where(wanted >= first[:, None], order[np.maximum(wanted, 0)], np.int32(-1))
+    result = np.empty_like(rows)
+    result[order] = rows
+    return result
+
+
+def _groups_of(x: FloatMatrix, groups: GroupArray | None) -> GroupArray:
+    return np.arange(len(x)) if groups is None else np.asarray(groups, np.int64)

@@ -1,0 +1,181 @@
+"""What all detectors share: the contract, the checks at their door, and safe files that hold them."""
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+
+from reperform import tables
+from reperform.errors import ReperformError, nearest
+
+FloatMatrix = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.float64]
+LabelArray = NDArray[np.int8]
+GroupArray = NDArray[np.int64]
+Arrays = Mapping[str, NDArray[Any]]
+NOT_TUNABLE = ("features", "seed")
+ARRAYS_FILE = "arrays.npz"
+
+
+class Detector(BaseEstimator):
+    """One small contract: `fit`, `score`; a higher score is more anomalous.
+
+    A subclass implements `_fit`, `_score`, `_arrays` and `_restore`. Its constructor's arguments are what
+    `conf/model/<name>.yaml` may say; `features` (names of the columns, in order) and `seed` come from the pipeline.
+    """
+
+    needs_labels: ClassVar[bool] = False
+    """True where it learns from labels; the others use them only to leave out known anomalies."""
+    reads_sequences: ClassVar[bool] = False
+    """True where a row's score depends on earlier rows of its group: such rows must be passed along."""
+    limits: ClassVar[dict[str, tuple[float, float]]] = {}
+    """Lowest and highest allowed value of each numeric parameter."""
+    features: Sequence[str]
+    seed: int
+
+    def fit(
+        self,
+        x: FloatMatrix,
+        y: LabelArray | None = None,
+        *,
+        groups: GroupArray | None = None,
+        weight: FloatArray | None = None,
+    ) -> Self:
+        """Learn what is normal, or what tells anomalies from the rest.
+
+        Args:
+            x: float, shape (n, p), rows in time order; NaN = unknown.
+            y: shape (n,), 1 = known anomaly, 0 = normal or not known; None = no labels at all.
+            groups: shape (n,), the account of each row; None = every row stands alone.
+            weight: shape (n,), how many rows each row stands for; None = one.
+
+        Raises:
+            ReperformError: for an empty or malformed matrix.
+        """
+        checked = self._checked(x)
+        self.n_features_in_ = checked.shape[1]
+        labels = np.zeros(len(checked), np.int8) if y is None else np.asarray(y, np.int8)
+        self.rows_ = {"rows": len(checked), "known_anomalies": int(labels.sum())}
+        self.notes_: list[str] = []
+        self._fit(checked, labels, groups, weight)
+        return self
+
+    def score(self, x: FloatMatrix, *, groups: GroupArray | None = None) -> FloatArray:
+        """The score of each row: shape (n,), finite, higher = more anomalous.
+
+        Raises:
+            ReperformError: for an empty or malformed matrix, or before `fit`.
+        """
+        if not hasattr(self, "n_features_in_"):
+            raise ReperformError(
+                f"{type(self).__name__} was not fitted.", expected="fit or load", got="score", fix="call fit first"
+            )
+        return self._score(self._checked(x), groups)
+
+    def facts(self) -> dict[str, Any]:
+        """What the last fit saw and anything a reader should know, for `fit.json`."""
+        return {**self.rows_, "notes": list(self.notes_)}
+
+    def _checked(self, x: FloatMatrix) -> FloatMatrix:
+        if x.ndim != 2:  # noqa: PLR2004  # a matrix
+            raise ReperformError("Features are no matrix.", expected="shape (rows, columns)", got=str(x.shape))
+        wanted = getattr(self, "n_features_in_", len(self.features)) or x.shape[1]
+        if len(x) == 0 or x.shape[1] == 0:
+            raise ReperformError(
+                "There is nothing to learn from or to score.",
+                expected="at least one row and one column",
+                got=f"{len(x)} rows, {x.shape[1]} columns",
+                where=type(self).__name__,
+                fix="check split's calendar against the data's dates, and train.exclude_features",
+            )
+        if x.shape[1] != wanted:
+            raise ReperformError(
+                "Features have the wrong number of columns.",
+                expected=f"{wanted} columns",
+                got=str(x.shape[1]),
+                where=type(self).__name__,
+                fix="pass the columns that fit.json lists, in their order",
+            )
+        self._refuse_infinite(x)
+        return np.ascontiguousarray(x, dtype=np.float32)
+
+    def _refuse_infinite(self, x: FloatMatrix) -> None:
+        columns = np.flatnonzero(np.isinf(x).any(axis=0))
+        if columns.size:
+            names = [self.features[c] if len(self.features) else f"column {c}" for c in columns[:5]]
+            raise ReperformError(
+                "Features hold infinite values.",
+                expected="finite numbers, or NaN where a value is unknown",
+                got=", ".join(names),
+                where=type(self).__name__,
+                fix="mend the KPI that divides by zero",
+            )
+
+    def _fit(self, x: FloatMatrix, y: LabelArray, groups: GroupArray | None, weight: FloatArray | None) -> None:
+        raise NotImplementedError
+
+    def _score(self, x: FloatMatrix, groups: GroupArray | None) -> FloatArray:
+        raise NotImplementedError
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        raise NotImplementedError
+
+    def _restore(self, arrays: Arrays) -> None:
+        raise NotImplementedError
+
+    def write(self, folder: Path) -> None:
+        """Write what was fitted; plain arrays unless a subclass has a safe format of its own."""
+        tables.write_bytes(packed(self._arrays()), folder / ARRAYS_FILE)
+
+    def read(self, folder: Path) -> None:
+        """Restore what `write` wrote; nothing in the file is executed."""
+        with np.load(folder / ARRAYS_FILE, allow_pickle=False) as arrays:
+            self._restore({name: arrays[name] for name in arrays.files})
+
+
+def packed(arrays: Arrays) -> bytes:
+    """An `.npz` archive whose bytes depend on the arrays alone."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            one = io.BytesIO()
+            np.lib.format.write_array(one, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, one.getvalue())
+    return buffer.getvalue()
+
+
+def check_parameters(kind: type[Detector], name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse a parameter that a detector does not have, or a number outside its limits.
+
+    Raises:
+        ReperformError: naming the nearest parameter, or the limits.
+    """
+    known = [key for key in kind._get_param_names() if key not in NOT_TUNABLE]  # noqa: SLF001  # scikit-learn's own list
+    where = f"conf/model/{name}.yaml"
+    for key, value in parameters.items():
+        if key not in known:
+            raise ReperformError(
+                f"Detector {name} has no parameter {key!r}.",
+                expected=f"one of {', '.join(known)}",
+                got=key,
+                where=where,
+                fix=f"{nearest(key, known)}; then run `make params`",
+            )
+        low, high = kind.limits.get(key, (None, None))
+        if low is None or high is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ReperformError(
+                f"Parameter {key!r} of detector {name} has a wrong value.",
+                expected=f"a number from {low:g} to {high:g}",
+                got=repr(value),
+                where=where,
+                fix="change it there and run `make params`",
+            )
