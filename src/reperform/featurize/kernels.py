@@ -208,7 +208,7 @@ def order_statistics(events: I64, values: F64, rows: int) -> tuple[I64, F64, F64
 
     Returns:
         n; median; median absolute deviation from it; maximum; (count below + half the count equal) / n.
-        Without rows n is 0 and the others are NaN.
+        Rows whose value is NaN are not seen. Where nothing is seen, n is 0 and the others are NaN.
     """
     n = np.zeros(rows, np.int64)
     median = np.full(rows, np.nan)
@@ -221,6 +221,8 @@ def order_statistics(events: I64, values: F64, rows: int) -> tuple[I64, F64, F64
         row, kind = event >> SHIFT, event & KIND
         if kind == RESET:
             size = 0
+            continue
+        if np.isnan(values[row]) and kind != ASK:
             continue
         at = np.searchsorted(ordered[:size], values[row])
         if kind == ENTER:
@@ -337,3 +339,54 @@ def split_amounts(
             n, k, days, total, broken = n_now, k_now, days_now, total_now, broken_now
             day_near[today], day_sum[today] = after_near, after_sum
     return out[0], out[1], out[2], out[3], out[4]
+
+
+@kernel
+def concentration(events: I64, items: I64, weights: I64, n_items: int, rows: int) -> tuple[I64, I64, F64]:
+    """Sum of squared shares of the items that are seen.
+
+    Args:
+        events: a tape.
+        items: codes that no two keys share; rows with -1 are not counted.
+        weights: positive whole numbers.
+        n_items: number of codes.
+        rows: how many rows may ask.
+
+    Returns:
+        Rows that count; different items; sum of squared shares, NaN where nothing is seen.
+    """
+    counted = np.zeros(rows, np.int64)
+    different = np.zeros(rows, np.int64)
+    index = np.full(rows, np.nan)
+    weight = np.zeros(n_items, np.int64)
+    seen = np.zeros(n_items, np.int64)
+    place = np.zeros(n_items, np.int64)
+    active = np.empty(n_items, np.int64)
+    size, n, total = 0, 0, 0
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        item = items[row] if kind != RESET else 0
+        if kind == RESET:
+            size, n, total = 0, 0, 0
+        elif kind == ASK:
+            counted[row], different[row] = n, size
+            if size:
+                squares = 0.0
+                for position in range(size):
+                    share = weight[active[position]] / total
+                    squares += share * share
+                index[row] = squares
+        elif item >= 0:
+            sign = 1 if kind == ENTER else -1
+            n += sign
+            total += sign * weights[row]
+            weight[item] += sign * weights[row]
+            seen[item] += sign
+            if kind == ENTER and seen[item] == 1:
+                active[size], place[item] = item, size
+                size += 1
+            elif kind == LEAVE and seen[item] == 0:
+                size -= 1
+                active[place[item]] = active[size]
+                place[active[size]] = place[item]
+    return counted, different, index

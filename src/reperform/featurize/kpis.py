@@ -1,6 +1,6 @@
 """Every KPI of transactions, in the order of their columns. To add one: docs/how-to/add-a-kpi.md."""
 
-from reperform.featurize import amounts, risk, thresholds, timing, velocity
+from reperform.featurize import amounts, concentration, geography, network, risk, thresholds, timing, velocity
 from reperform.featurize.registry import Kpi
 
 KPIS: dict[str, Kpi] = {
@@ -9,9 +9,13 @@ KPIS: dict[str, Kpi] = {
         velocity.KPI,
         amounts.KPI,
         timing.KPI,
+        geography.KPI,
         risk.COUNTERPARTY_RISK,
         risk.ACCOUNT_RISK,
         thresholds.KPI,
         thresholds.COUNTERPARTY_KPI,
+        concentration.KPI,
+        network.KPI,
+        network.COUNTERPARTY_KPI,
     )
 }

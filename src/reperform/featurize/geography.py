@@ -1,0 +1,230 @@
+"""KPI 6: places that the account could not or would usually not be at."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from reperform.featurize.kernels import F64, extreme_times, times_seen
+from reperform.featurize.ledger import Ledger, Mask, codes
+from reperform.featurize.registry import Column, Kpi, Values
+from reperform.featurize.windows import DAY_US, FOREVER_US, HOUR_US, length_us, where_enough
+
+EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
+KM_PER_DEGREE = EARTH_RADIUS_KM * np.pi / 180
+LEAST_GAP_US = 60_000_000  # clocks of two terminals differ by less
+GRID = 10_000  # ten thousandths of a degree, 11 m: sums of these are exact
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class HighRisk:
+    """A country on a list, for a time.
+
+    Args:
+        country: ISO 3166 code.
+        effective_from: first day.
+        effective_to: last day, if it has ended.
+        citation: the list.
+    """
+
+    country: str
+    effective_from: date
+    citation: str
+    effective_to: date | None = None
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Settings:
+    """Windows and limits of KPI 6.
+
+    Args:
+        card_present_channels: channels whose place is the customer's place.
+        speed_window: a longer gap says nothing of speed.
+        flag_above_kmh: faster than an airliner.
+        flag_above_km: and farther than errors of position.
+        window: history of countries and places.
+        prior_weight: weight of the segment's countries, in records.
+        least_n: fewer located records give no centre.
+        position_error_km: added to the radius of gyration.
+        high_risk: countries on lists, each with the days on which the list was in force.
+    """
+
+    card_present_channels: list[str] = field(default_factory=lambda: ["card", "pos", "atm", "branch", "cash"])
+    speed_window: str = "24h"
+    flag_above_kmh: float = 900.0
+    flag_above_km: float = 100.0
+    window: str = "180d"
+    prior_weight: float = 2.0
+    least_n: int = 3
+    position_error_km: float = 5.0
+    high_risk: list[HighRisk] = field(default_factory=list)
+
+
+def columns(settings: Settings) -> tuple[Column, ...]:
+    """Implied speed, surprise of the country, distance from where the account usually is, and lists."""
+    w, s = settings.window, settings.speed_window
+    unplaced = f"the row is not card-present or has no place, or no earlier one is known within {s}"
+    no_country = "the source gives no country for the row"
+    return (
+        Column("geo_speed", "distance from the latest card-present place / max(time, 60 s)", "km/h", s, null_rule=unplaced),
+        Column("geo_distance", "distance from the latest card-present place", "km", s, null_rule=unplaced),
+        Column(
+            "geo_speed_flag",
+            f"1 if faster than {settings.flag_above_kmh:g} km/h over more than {settings.flag_above_km:g} km",
+            "0 or 1",
+            s,
+            is_model_input=False,
+            null_rule=unplaced,
+        ),
+        Column(f"geo_country_surprisal_{w}", "-log2 p(country)", "bits", w, null_rule=no_country),
+        Column(f"geo_country_n_{w}", "known records with a country", "transactions", w, is_model_input=False, null_rule="never"),
+        Column(
+            f"geo_radius_z_{w}",
+            f"distance from the centre of past places / (radius of gyration + {settings.position_error_km:g} km)",
+            "x",
+            w,
+            null_rule=f"the row has no place, or fewer than {settings.least_n} known ones before",
+        ),
+        Column(f"geo_radius_n_{w}", "known records with a place", "transactions", w, is_model_input=False, null_rule="never"),
+        Column("geo_is_abroad", "1 if the country is not the account's home country", "0 or 1", null_rule="the source gives no country for the row or no home country"),
+        Column("geo_is_high_risk", "1 if the country stood on a list of high risk on the day of the row", "0 or 1", null_rule=no_country),
+    )  # fmt: skip
+
+
+def distance_km(latitude: F64, longitude: F64, to_latitude: F64, to_longitude: F64) -> F64:
+    """Great-circle distance (haversine) between places in degrees."""
+    phi, psi = np.radians(latitude), np.radians(to_latitude)
+    half_phi, half_lambda = (psi - phi) / 2, np.radians(to_longitude - longitude) / 2
+    h = np.sin(half_phi) ** 2 + np.cos(phi) * np.cos(psi) * np.sin(half_lambda) ** 2
+    return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0, 1)))
+
+
+def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
+    """Rows per country for each segment, over the rows that may be learned from."""
+    rows = pl.DataFrame({"segment": ledger.segment, "country": ledger.transactions["country"]})
+    known = rows.filter(ledger.known_before(end_us)).drop_nulls("country").sort("segment", "country")
+    counts = known.group_by("segment", "country", maintain_order=True).len()
+    out: dict[str, dict[str, int]] = {}
+    for segment, country, n in counts.iter_rows():
+        out.setdefault(segment, {})[country] = n
+    return {"rows_per_country": out, "countries": sorted(known["country"].unique().to_list())}
+
+
+def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
+    """Geographic anomalies of the row's own place."""
+    latitude = ledger.transactions["latitude"].to_numpy()
+    longitude = ledger.transactions["longitude"].to_numpy()
+    located = ~(np.isnan(latitude) | np.isnan(longitude))
+    return (
+        _speed(ledger, latitude, longitude, located, settings)
+        | _country(ledger, fitted, settings)
+        | _radius(ledger, latitude, longitude, located, settings)
+    )
+
+
+def _speed(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settings: Settings) -> Values:
+    present = ledger.transactions["channel"].is_in(settings.card_present_channels).fill_null(value=False).to_numpy()
+    placed, history = located & present, ledger.by_account
+    events = history.tape_of(np.where(placed, history.codes, -1), history.enter, ledger.time + FOREVER_US)
+    _, latest = extreme_times(events, ledger.time, len(ledger))
+    gap_us = ledger.time - ledger.time[latest]
+    holds = placed & (latest >= 0) & (gap_us <= length_us(settings.speed_window))
+    km = np.where(holds, distance_km(latitude, longitude, latitude[latest], longitude[latest]), np.nan)
+    speed = km / (np.maximum(gap_us, LEAST_GAP_US) / HOUR_US)
+    flag = (speed > settings.flag_above_kmh) & (km > settings.flag_above_km)
+    return {"geo_speed": speed, "geo_distance": km, "geo_speed_flag": np.where(holds, flag, np.nan)}
+
+
+def _country(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
+    w, history, names = settings.window, ledger.by_account, ledger.transactions["country"]
+    country = codes(names)
+    n_countries = int(country.max(initial=-1)) + 1
+    events = history.tape(length_us(w))
+    pair = np.where(country < 0, -1, history.codes * n_countries + country)
+    here = times_seen(events, pair, pair, history.keys * n_countries, len(ledger))
+    (n,) = history.sums(events, country >= 0)
+    p = (here + settings.prior_weight * _prior(ledger.segment, names, fitted)) / (n + settings.prior_weight)
+    missing = country < 0
+    abroad = (names != ledger.home_country).cast(pl.Float64).to_numpy()
+    return {
+        f"geo_country_surprisal_{w}": np.where(missing, np.nan, -np.log2(p)),
+        f"geo_country_n_{w}": n.astype(float),
+        "geo_is_abroad": abroad,
+        "geo_is_high_risk": np.where(missing, np.nan, _high_risk(ledger, settings)),
+    }
+
+
+def _prior(segments: pl.Series, countries: pl.Series, fitted: dict[str, Any]) -> F64:
+    """p(country | segment), one row added to each country and to all that were never seen together."""
+    known = [*fitted["countries"], None]
+    rows = pl.DataFrame({"segment": segments, "country": countries})
+    distinct = rows.unique(maintain_order=True)
+    p = []
+    for segment, country in distinct.iter_rows():
+        counts = fitted["rows_per_country"].get(segment, {})
+        p.append((counts.get(country, 0) + 1) / (sum(counts.values()) + len(known)))
+    table = distinct.with_columns(pl.Series("p", p, dtype=pl.Float64))
+    joined = rows.join(table, on=["segment", "country"], how="left", maintain_order="left", nulls_equal=True)
+    return joined["p"].to_numpy()
+
+
+def _high_risk(ledger: Ledger, settings: Settings) -> Mask:
+    """Rows whose country stood on a list on that day, as the list stood then."""
+    out = np.zeros(len(ledger), bool)
+    for entry in settings.high_risk:
+        holds = (ledger.transactions["country"] == entry.country).fill_null(value=False).to_numpy()
+        holds &= ledger.time >= _day_us(entry.effective_from)
+        if entry.effective_to:
+            holds &= ledger.time < _day_us(entry.effective_to) + DAY_US
+        out |= holds
+    return out
+
+
+def _day_us(day: date) -> int:
+    return int(datetime.combine(day, time(), tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def _radius(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settings: Settings) -> Values:
+    """Distance from the centre of past places, on the plane that touches the globe at the centre's latitude.
+
+    Places across the date line would be averaged to the wrong side of the globe; customers who live on it are rare.
+    """
+    w, history = settings.window, ledger.by_account
+    y = np.where(located, np.rint(np.nan_to_num(latitude) * GRID), 0).astype(np.int64)
+    x = np.where(located, np.rint(np.nan_to_num(longitude) * GRID), 0).astype(np.int64)
+    n, sum_y, sum_x, sum_yy, sum_xx = history.sums(history.tape(length_us(w)), located, y, x, y * y, x * x)
+    count = np.maximum(n, 1)
+    centre_y, centre_x = sum_y / count, sum_x / count
+    shrink = np.cos(np.radians(centre_y / GRID))
+    spread = np.maximum(sum_yy / count - centre_y**2, 0) + np.maximum(sum_xx / count - centre_x**2, 0) * shrink**2
+    gyration_km = np.sqrt(spread) / GRID * KM_PER_DEGREE
+    km = distance_km(latitude, longitude, centre_y / GRID, centre_x / GRID)
+    z = km / (gyration_km + settings.position_error_km)
+    return {
+        f"geo_radius_z_{w}": where_enough(np.where(located, z, np.nan), n, settings.least_n),
+        f"geo_radius_n_{w}": n.astype(float),
+    }
+
+
+KPI = Kpi(
+    name="geography",
+    number=6,
+    title="Geographic anomalies",
+    family="geography",
+    formula="implied speed = great-circle distance from the latest card-present place within 24 h / max(time, 60 s); "
+    "surprisal of the country as in KPI 3; distance from the centre of past places / (radius of gyration + 5 km)",
+    unit="km/h, bits and x",
+    inputs=("account_id", "booked_at", "known_at", "channel", "country", "latitude", "longitude", "home_country", "segment"),
+    key="account",
+    null_rule="the source gives no place or country for the row",
+    source="Gonzalez et al. (2008), doi:10.1038/nature06958 (radius of gyration); FATF lists of high-risk jurisdictions",
+    settings=Settings,
+    columns=columns,
+    compute=compute,
+    fit=fit,
+)  # fmt: skip
