@@ -233,8 +233,13 @@ def _fact(each: Return, key: Key, value: Value) -> str:
     if value is None:
         return f'{head} xsi:nil="true"/>\n'
     text = str(value).lower() if isinstance(value, bool) else escape(str(value))
-    decimals = f' decimals="{concept.decimals}"' if unit else ""
+    decimals = f' decimals="{_accuracy(value, concept.decimals)}"' if unit else ""
     return f"{head}{decimals}>{text}</{element}>\n"
+
+
+def _accuracy(value: Value, decimals: int) -> int:
+    """The accuracy of a line, or whole units where its value has digits beyond that: they would be no XBRL number."""
+    return decimals if isinstance(value, int) and value % 10**-decimals == 0 else 0
 
 
 def _footnote(each: Return) -> str:
