@@ -51,8 +51,18 @@ def add_commands(sub: Any) -> None:
     one.add_argument("--experiment", default=None, help="a name in conf/experiment/")
     one.add_argument("overrides", nargs="*", help="Hydra overrides such as model.xgboost.max_depth=8")
     one.set_defaults(call=_compose)
+    one = sub.add_parser("psql", help="open the exported results in psql, with a role that can only read")
+    one.add_argument("-c", dest="statement", help="run one statement and leave")
+    one.set_defaults(call=_psql)
     one = sub.add_parser("summary", help="say what the last run found, and open its report")
     one.set_defaults(call=_summary)
+
+
+def _psql(arguments: argparse.Namespace) -> int:
+    from reperform.export import shell  # noqa: PLC0415  # psycopg is slow to import
+
+    given = ["-c", arguments.statement] if arguments.statement else []
+    return shell.psql(paths.project_root(), params.load(params.ExportParams), given)
 
 
 def _summary(_: argparse.Namespace) -> int:

@@ -155,7 +155,11 @@ class EnsembleParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class EvaluateParams:
-    """What is measured, and against which truth: the planted one of the demo world, or mature confirmed labels."""
+    """What is measured, and against which truth: the planted one of the demo world, or mature confirmed labels.
+
+    With `split.drop_known_compromised`, an account counts as compromised when one of its anomalies was booked in the
+    last `known_compromised_days` before `split.train_until` ended, or since, and was confirmed before the test day.
+    """
 
     truth: Literal["planted", "labels"]
     bootstrap_rounds: Annotated[int, Field(ge=20)]
@@ -163,6 +167,7 @@ class EvaluateParams:
     alert_shares: list[Share]
     precision_at: list[Annotated[int, Field(ge=1)]]
     review_costs: list[Positive]
+    known_compromised_days: Annotated[int, Field(ge=1)]
     seed: int
 
 
@@ -202,10 +207,11 @@ class MonitorParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExportParams:
-    """Schema and role names in PostgreSQL."""
+    """Schema and role names in PostgreSQL, and whose feature rows go there (the Parquet file holds all of them)."""
 
-    db_schema: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
-    reader_role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+    db_schema: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,62}$")]
+    reader_role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,62}$")]
+    features_of: Literal["alerts", "test", "all", "none"]
 
 
 Statement = Annotated[str, Field(min_length=1)]

@@ -1,0 +1,60 @@
+"""Open psql on the exported results, as the role that can only read."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from reperform.errors import ReperformError
+from reperform.export import server
+from reperform.params import ExportParams
+
+
+def psql(root: Path, params: ExportParams, arguments: Sequence[str] = ()) -> int:
+    """Run psql with `arguments`; its exit code.
+
+    On the embedded server the reader role logs in by itself. On a configured one, which knows no password for it, the
+    configured user takes the role on.
+    """
+    program = server.psql_program()
+    with server.reached(root) as address:
+        _check(address, params)
+        parameters = dict(address.parameters)
+        options = [f"-c search_path={params.db_schema}", "-c default_transaction_read_only=on"]
+        if address.is_embedded:
+            parameters["user"] = params.reader_role
+        else:
+            options.append(f"-c role={params.reader_role}")
+        environment = {**os.environ, **_variables(parameters), "PGOPTIONS": " ".join(options)}
+        # Ctrl-C belongs to psql, which then cancels its query.
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            return subprocess.call([program, *arguments], env=environment)  # noqa: S603  # psql, with the user's own arguments
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _variables(parameters: dict[str, str]) -> dict[str, str]:
+    """Parameters as libpq's variables: on a command line, every user of the machine could read a password."""
+    names = {"dbname": "PGDATABASE", "host": "PGHOST", "hostaddr": "PGHOSTADDR"}
+    return {
+        names.get(key, f"PG{key.upper().replace('_', '')}"): value
+        for key, value in parameters.items()
+        if key not in ("connect_timeout", "options", "application_name")
+    } | {"PGCONNECT_TIMEOUT": str(server.CONNECT_SECONDS)}
+
+
+def _check(address: server.Address, params: ExportParams) -> None:
+    """Say so when nothing has been loaded yet, before psql says it in other words."""
+    with server.connect(address) as connection:
+        found = connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", [params.db_schema]).rowcount
+        role = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [params.reader_role]).rowcount
+    if not found or not role:
+        raise ReperformError(
+            "Nothing has been exported into this database yet.",
+            expected=f"schema {params.db_schema} and role {params.reader_role}",
+            got="neither" if not found and not role else "one of them",
+            where=address.shown,
+            fix="run `python -m reperform export`",
+        )

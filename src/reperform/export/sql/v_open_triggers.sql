@@ -1,0 +1,4 @@
+SELECT *
+FROM triggers
+WHERE status <> 'ok'
+ORDER BY status, "position"
