@@ -111,18 +111,18 @@ def average_precision(ranked: Ranking) -> Floats:
     2006). A random order gives the prevalence.
     """
     found = ranked.hits_above + ranked.hits
-    precision = _ratio(found, ranked.above + ranked.level)
-    return _ratio((ranked.hits * np.nan_to_num(precision)).sum(axis=0), ranked.positives)
+    precision = ratio(found, ranked.above + ranked.level)
+    return ratio((ranked.hits * np.nan_to_num(precision)).sum(axis=0), ranked.positives)
 
 
 def average_precision_lift(ranked: Ranking) -> Floats:
     """Average precision over the prevalence: how many times better than a random order."""
-    return _ratio(average_precision(ranked), prevalence(ranked))
+    return ratio(average_precision(ranked), prevalence(ranked))
 
 
 def prevalence(ranked: Ranking) -> Floats:
     """Share of anomalies among all rows."""
-    return _ratio(ranked.positives, ranked.rows)
+    return ratio(ranked.positives, ranked.rows)
 
 
 def roc_auc(ranked: Ranking) -> Floats:
@@ -131,13 +131,13 @@ def roc_auc(ranked: Ranking) -> Floats:
     false_level = ranked.level - ranked.hits
     lost = (ranked.hits * (false_above + 0.5 * false_level)).sum(axis=0)
     negatives = ranked.rows - ranked.positives
-    return 1 - _ratio(lost, ranked.positives * negatives)
+    return 1 - ratio(lost, ranked.positives * negatives)
 
 
 def recall_at_alerts(ranked: Ranking, alerts: Floats | float) -> Floats:
     """Share of anomalies among the `alerts` rows with the highest scores; within equal scores, the expected share."""
-    taken = np.clip(_ratio(alerts - ranked.above, ranked.level), 0, 1)
-    return _ratio((ranked.hits * np.nan_to_num(taken)).sum(axis=0), ranked.positives)
+    taken = np.clip(ratio(alerts - ranked.above, ranked.level), 0, 1)
+    return ratio((ranked.hits * np.nan_to_num(taken)).sum(axis=0), ranked.positives)
 
 
 def recall_at_alert_share(share: float) -> Metric:
@@ -153,7 +153,7 @@ def recall_at_false_positive_rate(rate: float) -> Metric:
         false_above, false_level = ranked.above - ranked.hits_above, ranked.level - ranked.hits
         # A level without normal rows costs nothing: it is taken as soon as what lies above it fits.
         share = np.where(false_level > 0, (allowed - false_above) / np.maximum(false_level, 1), allowed >= false_above)
-        return _ratio((ranked.hits * np.clip(share, 0, 1)).sum(axis=0), ranked.positives)
+        return ratio((ranked.hits * np.clip(share, 0, 1)).sum(axis=0), ranked.positives)
 
     return metric
 
@@ -177,7 +177,7 @@ def alerts_at_recall(ranked: Ranking, recall: Floats | float) -> Floats:
 
 def alert_share_at_recall(recall: float) -> Metric:
     """Share of all rows that must be looked at for that recall."""
-    return lambda ranked: _ratio(alerts_at_recall(ranked, recall), ranked.rows)
+    return lambda ranked: ratio(alerts_at_recall(ranked, recall), ranked.rows)
 
 
 def bootstrap_weights(blocks: int, rounds: int, seed: int) -> Floats:
@@ -230,8 +230,8 @@ def ratio_with_interval(top: ArrayLike, bottom: ArrayLike, weights: Floats, leve
         n: units behind it.
     """
     over, under = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
-    value = float(_ratio(over.sum(), under.sum()))
-    rounds = _ratio(weights @ over, weights @ under) if weights.size else np.empty(0)
+    value = float(ratio(over.sum(), under.sum()))
+    rounds = ratio(weights @ over, weights @ under) if weights.size else np.empty(0)
     return estimate(value, rounds, level, n)
 
 
@@ -326,7 +326,7 @@ def savings(cost: float, y: ArrayLike, amount: ArrayLike, review_cost: float) ->
     truth = np.asarray(y, dtype=np.bool_)
     nothing = float(np.asarray(amount, dtype=np.float64)[truth].sum())
     baseline = min(nothing, review_cost * truth.size)
-    return float(_ratio(baseline - cost, baseline))
+    return float(ratio(baseline - cost, baseline))
 
 
 def least_cost(y: ArrayLike, score: ArrayLike, amount: ArrayLike, review_cost: float) -> tuple[float, int]:
@@ -342,6 +342,13 @@ def least_cost(y: ArrayLike, score: ArrayLike, amount: ArrayLike, review_cost: f
     costs = np.concatenate([[total], total - stopped[ends] + review_cost * (ends + 1)])
     best = int(np.argmin(costs))
     return float(costs[best]), 0 if best == 0 else int(ends[best - 1] + 1)
+
+
+def ratio(top: Any, bottom: Any) -> Floats:
+    """Element by element; NaN where the divisor is zero."""
+    over, under = np.broadcast_arrays(np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64))
+    result: Floats = np.divide(over, under, out=np.full(over.shape, np.nan), where=under != 0)
+    return result
 
 
 def brier(y: ArrayLike, probability: ArrayLike) -> Floats:
@@ -384,7 +391,7 @@ def calibration_error(
 
     def error(times: Floats) -> Floats:
         rows = times @ np.bincount(blocks, minlength=shape[1])
-        return _ratio(np.abs(surplus @ times.T).sum(axis=0), rows)
+        return ratio(np.abs(surplus @ times.T).sum(axis=0), rows)
 
     return estimate(float(error(np.ones((1, shape[1])))[0]), error(weights), level, p.size)
 
@@ -475,13 +482,13 @@ def mase(actual: Floats, predicted: Floats, train: Floats, season: int) -> float
     Source: Hyndman & Koehler (2006), "Another look at measures of forecast accuracy".
     """
     scale = np.abs(train[season:] - train[:-season]).mean() if train.size > season else math.nan
-    return float(_ratio(np.abs(actual - predicted).mean(), scale))
+    return float(ratio(np.abs(actual - predicted).mean(), scale))
 
 
 def rmsse(actual: Floats, predicted: Floats, train: Floats, season: int) -> float:
     """Root mean squared scaled error: the M5 competition's measure, with the seasonal step as its scale."""
     scale = np.square(train[season:] - train[:-season]).mean() if train.size > season else math.nan
-    return float(np.sqrt(_ratio(np.square(actual - predicted).mean(), scale)))
+    return float(np.sqrt(ratio(np.square(actual - predicted).mean(), scale)))
 
 
 def crps(actual: Floats, quantiles: Floats, probabilities: Floats) -> Floats:
@@ -523,12 +530,6 @@ def _aligned(y: ArrayLike, score: ArrayLike, block: ArrayLike | None) -> tuple[B
             fix="mend the detector that gave them",
         )
     return truth, values, blocks
-
-
-def _ratio(top: Any, bottom: Any) -> Floats:
-    over, under = np.broadcast_arrays(np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64))
-    result: Floats = np.divide(over, under, out=np.full(over.shape, np.nan), where=under != 0)
-    return result
 
 
 def _sigmoid(x: Floats) -> Floats:
