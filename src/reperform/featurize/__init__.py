@@ -10,7 +10,7 @@ import polars as pl
 
 from reperform import params, schemas, tables
 from reperform.errors import ReperformError, nearest
-from reperform.featurize import dictionary
+from reperform.featurize import days, dictionary
 from reperform.featurize.kernels import F64
 from reperform.featurize.kpis import KPIS
 from reperform.featurize.ledger import Ledger
@@ -28,11 +28,13 @@ class Features:
         table: identity columns, then one Float64 column per KPI value; null is unknown.
         dictionary: one entry per KPI column, in their order.
         fitted: parameters per KPI, learned before `split.fit_end`.
+        account_days: one row per account and day.
     """
 
     table: pl.DataFrame
     dictionary: list[dict[str, Any]]
     fitted: dict[str, dict[str, Any]]
+    account_days: pl.DataFrame
 
 
 def selected(names: Iterable[str]) -> list[Kpi]:
@@ -107,7 +109,9 @@ def featurize(
     ledger = Ledger(transactions, accounts, labels, timedelta(days=split.label_maturity_days), clock)
     learned = dict(fitted) if fitted is not None else fit(ledger, stage, split.fit_end)
     table = compute(ledger, stage, learned)
-    return Features(table, describe(table, transactions, accounts, stage), learned)
+    return Features(
+        table, describe(table, transactions, accounts, stage), learned, days.account_days(ledger, ledger.days)
+    )
 
 
 def describe(
@@ -130,6 +134,7 @@ def run(stage: FeaturizeParams) -> Features:
     labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
     features = featurize(transactions, accounts, labels, stage, split)
     tables.write_table(features.table, "featurize", "features")
+    tables.write_table(features.account_days, "featurize", "account_days")
     tables.write_json(features.dictionary, "featurize", "dictionary")
     tables.write_json(features.fitted, "featurize", "fitted")
     return features

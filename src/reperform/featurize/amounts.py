@@ -53,6 +53,7 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     ]
     return (
         Column("amount_log", "ln(1 + amount in base currency) of the row itself", "natural log", null_rule="never"),
+        Column("amount_is_incoming", "1 for money in, 0 for money out", "0 or 1", null_rule="never"),
         Column(
             f"amount_deviation_z_{w}",
             "(ln(1+x) - backed-off median) / (1.4826 MAD + 0.05)",
@@ -117,6 +118,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     z = where_enough((log_amount - centre) / (MAD_TO_SD * deviation + FLOOR), n, settings.least_n)
     out: Values = {
         "amount_log": log_amount,
+        "amount_is_incoming": ledger.incoming.astype(float),
         f"amount_deviation_z_{w}": z,
         f"amount_deviation_n_{w}": n.astype(float),
         f"amount_deviation_flag_{w}": np.where(np.isnan(z), np.nan, np.abs(z) > settings.flag_above),

@@ -32,7 +32,8 @@ def entry(kpi: Kpi, column: Column, values: pl.Series, absent: frozenset[str]) -
         "key": kpi.key,
         "null_rule": null_rule,
         "source": kpi.source,
-        "is_model_input": column.is_model_input,
+        # A model cannot learn from a column that this source leaves empty.
+        "is_model_input": column.is_model_input and null_share != 1,
         "null_share": null_share,
         "null_reason": _reason(kpi, null_rule, null_share, absent),
         "quantiles": {f"{q:g}": values.quantile(q, "nearest") for q in QUANTILES},

@@ -390,3 +390,218 @@ def concentration(events: I64, items: I64, weights: I64, n_items: int, rows: int
                 active[place[item]] = active[size]
                 place[active[size]] = place[item]
     return counted, different, index
+
+
+@kernel
+def _insert(ordered: Any, size: int, value: Any) -> None:
+    at = np.searchsorted(ordered[:size], value)
+    for position in range(size, at, -1):
+        ordered[position] = ordered[position - 1]
+    ordered[at] = value
+
+
+@kernel
+def _remove(ordered: Any, size: int, value: Any) -> None:
+    at = np.searchsorted(ordered[:size], value)
+    for position in range(at, size - 1):
+        ordered[position] = ordered[position + 1]
+
+
+@kernel
+def gap_statistics(events: I64, time: I64, rows: int) -> tuple[I64, F64, F64, F64]:
+    """Gaps between the records that are seen, in order of the time at which they happened.
+
+    Returns:
+        Records; mean, standard deviation (population) and median of their gaps in seconds, NaN for fewer than two.
+    """
+    n = np.zeros(rows, np.int64)
+    mean, deviation, median = np.full(rows, np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
+    times, gaps = np.empty(64, np.int64), np.empty(64, np.int64)
+    size = 0
+    for event in events:
+        row, kind = event >> SHIFT, event & KIND
+        if kind == RESET:
+            size = 0
+        elif kind == ENTER:
+            if size == len(times):
+                wider = np.empty((2, 2 * size), np.int64)
+                wider[0, :size], wider[1, :size] = times, gaps
+                times, gaps = wider[0].copy(), wider[1].copy()
+            moment = time[row]
+            at = np.searchsorted(times[:size], moment)
+            count = max(size - 1, 0)
+            if 0 < at < size:
+                _remove(gaps, count, times[at] - times[at - 1])
+                count -= 1
+            if at > 0:
+                _insert(gaps, count, moment - times[at - 1])
+                count += 1
+            if at < size:
+                _insert(gaps, count, times[at] - moment)
+            _insert(times, size, moment)
+            size += 1
+        elif kind == LEAVE:
+            # Rows leave in order of time, so it is the first one.
+            if size > 1:
+                _remove(gaps, size - 1, times[1] - times[0])
+            _remove(times, size, times[0])
+            size -= 1
+        else:
+            n[row] = size
+            if size > 1:
+                count = size - 1
+                average = (times[size - 1] - times[0]) / count / 1e6
+                squares = 0.0
+                for position in range(count):
+                    squares += (gaps[position] / 1e6 - average) ** 2
+                half = count // 2
+                middle = gaps[half] if count % 2 else (gaps[half - 1] + gaps[half]) / 2
+                mean[row], deviation[row], median[row] = average, np.sqrt(squares / count), middle / 1e6
+    return n, mean, deviation, median
+
+
+@kernel
+def daily_counts(
+    slot_starts: I64,
+    first_day: I64,
+    is_open: I64,
+    arrival_starts: I64,
+    arrivals: I64,
+    day: I64,
+    known_day: I64,
+    history_days: int,
+    other_weight: float,
+) -> tuple[F64, F64, F64, Any]:
+    """Transactions on the last complete day and on days before it, as known at the start of each slot's day.
+
+    Args:
+        slot_starts: first slot of each account.
+        first_day: day number of each account's first slot.
+        is_open: 1 for accounts that exist from their first day, 0 for those that exist once a record is known.
+        arrival_starts: where each account's rows begin in `arrivals`.
+        arrivals: rows per account in order of `known_day`.
+        day: day number of each row.
+        known_day: first day at whose start each row was known.
+        history_days: complete days before the last one.
+        other_weight: weight of days on another day of the week than the last one.
+
+    Returns:
+        Per slot: count on the last complete day; weighted sum of earlier counts; sum of weights; whether there is a
+        complete day.
+    """
+    slots = slot_starts[-1]
+    last, weighted, weight = np.zeros(slots), np.zeros(slots), np.zeros(slots)
+    exists = np.zeros(slots, np.bool_)
+    for account in range(len(slot_starts) - 1):
+        begin, length = slot_starts[account], slot_starts[account + 1] - slot_starts[account]
+        counts = np.zeros(length, np.int64)
+        at, end = arrival_starts[account], arrival_starts[account + 1]
+        known = is_open[account] == 1
+        for offset in range(length):
+            while at < end and known_day[arrivals[at]] <= first_day[account] + offset:
+                counts[day[arrivals[at]] - first_day[account]] += 1
+                known = True
+                at += 1
+            if offset == 0 or not known:
+                continue
+            exists[begin + offset] = True
+            last[begin + offset] = counts[offset - 1]
+            for back in range(1, min(history_days, offset - 1) + 1):
+                share = 1.0 if back % 7 == 0 else other_weight
+                weighted[begin + offset] += share * counts[offset - 1 - back]
+                weight[begin + offset] += share
+    return last, weighted, weight, exists
+
+
+@kernel
+def _median(values: F64) -> float:
+    ordered = np.sort(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+
+
+@kernel
+def _volatility(balance: F64, change: F64, reported: Any, end: int, days: int, floor: float) -> tuple[float, int]:
+    """1.4826 MAD(change) / (median |balance| + floor) over the days before `end`, and how many of them report."""
+    start = max(end - days, 0)
+    n = 0
+    for position in range(start, end):
+        n += reported[position]
+    if 2 * n < days:
+        return np.nan, n
+    while start < end and np.isnan(change[start]):
+        start += 1
+    if start == end:
+        return np.nan, n
+    window = change[start:end]
+    spread = 1.4826 * _median(np.abs(window - _median(window)))
+    return spread / (_median(np.abs(balance[start:end])) + floor), n
+
+
+@kernel
+def daily_balances(
+    slot_starts: I64,
+    first_day: I64,
+    arrival_starts: I64,
+    arrivals: I64,
+    day: I64,
+    known_day: I64,
+    balance_after: F64,
+    floor: float,
+    days: int,
+    short_days: int,
+    long_days: int,
+    decay: float,
+    longest_days: int,
+) -> tuple[F64, F64, F64, F64, F64, F64, F64]:
+    """Movement of end-of-day balances, as known at the start of each slot's day; arguments as in `daily_counts`.
+
+    Returns:
+        Per slot: volatility; days that report a balance; volatility over the short and the long window; last change
+        in standard deviations; drawdown; days below zero.
+    """
+    slots = slot_starts[-1]
+    out = np.full((7, slots), np.nan)
+    for account in range(len(slot_starts) - 1):
+        begin, length = slot_starts[account], slot_starts[account + 1] - slot_starts[account]
+        latest = np.full(length, -1, np.int64)  # row whose balance ends each day
+        reported = np.zeros(length, np.int64)
+        balance, change = np.full(length, np.nan), np.full(length, np.nan)
+        at, end = arrival_starts[account], arrival_starts[account + 1]
+        for offset in range(length):
+            changed = max(offset - 1, 0)
+            while at < end and known_day[arrivals[at]] <= first_day[account] + offset:
+                row = arrivals[at]
+                at += 1
+                place = day[row] - first_day[account]
+                if not np.isnan(balance_after[row]) and row > latest[place]:
+                    latest[place], reported[place] = row, 1
+                    changed = min(changed, place)
+            # A late record moves the balances of its own day and of the days after it.
+            for place in range(changed, offset):
+                before = balance[place - 1] if place > 0 else np.nan
+                balance[place] = balance_after[latest[place]] if latest[place] >= 0 else before
+                change[place] = balance[place] - before
+            slot = begin + offset
+            out[0, slot], out[1, slot] = _volatility(balance, change, reported, offset, days, floor)
+            if offset == 0 or np.isnan(balance[offset - 1]):
+                continue
+            out[2, slot], _ = _volatility(balance, change, reported, offset, short_days, floor)
+            out[3, slot], _ = _volatility(balance, change, reported, offset, long_days, floor)
+            variance = np.nan
+            for place in range(max(offset - longest_days, 0), offset - 1):
+                if not np.isnan(change[place]):
+                    square = change[place] ** 2
+                    variance = square if np.isnan(variance) else decay * variance + (1 - decay) * square
+            if variance > 0:
+                out[4, slot] = np.abs(change[offset - 1]) / np.sqrt(variance)
+            highest = balance[offset - 1]
+            for place in range(max(offset - long_days, 0), offset):
+                highest = max(highest, balance[place])
+            if highest > 0:
+                out[5, slot] = 1 - balance[offset - 1] / highest
+            below = 0
+            for place in range(max(offset - days, 0), offset):
+                below += balance[place] < 0
+            out[6, slot] = below
+    return out[0], out[1], out[2], out[3], out[4], out[5], out[6]

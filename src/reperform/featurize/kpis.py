@@ -1,6 +1,17 @@
 """Every KPI of transactions, in the order of their columns. To add one: docs/how-to/add-a-kpi.md."""
 
-from reperform.featurize import amounts, concentration, geography, network, risk, thresholds, timing, velocity
+from reperform.featurize import (
+    amounts,
+    balance,
+    concentration,
+    frequency,
+    geography,
+    network,
+    risk,
+    thresholds,
+    timing,
+    velocity,
+)
 from reperform.featurize.registry import Kpi
 
 KPIS: dict[str, Kpi] = {
@@ -9,6 +20,8 @@ KPIS: dict[str, Kpi] = {
         velocity.KPI,
         amounts.KPI,
         timing.KPI,
+        frequency.KPI,
+        balance.KPI,
         geography.KPI,
         risk.COUNTERPARTY_RISK,
         risk.ACCOUNT_RISK,

@@ -7,6 +7,7 @@ either way, because it never looks beyond its own key.
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from reperform.errors import ReperformError
 from reperform.featurize.kernels import F64, I64
 from reperform.featurize.windows import FOREVER_US, History
+
+if TYPE_CHECKING:
+    from reperform.featurize.days import Days
 
 Mask = NDArray[np.bool_]
 UNKNOWN_SEGMENT = "unknown"
@@ -142,6 +146,13 @@ class Ledger:
     def local_day(self) -> I64:
         """Day number (since 1970) by the account's own clock."""
         return self.local.dt.date().cast(pl.Int32).to_numpy().astype(np.int64)
+
+    @cached_property
+    def days(self) -> "Days":
+        """The grid of accounts and days."""
+        from reperform.featurize.days import grid  # noqa: PLC0415  # the grid is made of a ledger
+
+        return grid(self)
 
     @cached_property
     def label(self) -> tuple[NDArray[np.int8], I64]:

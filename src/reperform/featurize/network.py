@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from reperform.featurize.kernels import F64, I64, extreme_times, order_statistics
+from reperform.featurize.kernels import F64, I64, distinct_with_own, extreme_times, order_statistics
 from reperform.featurize.ledger import Ledger, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import DAY_US, FOREVER_US, HOUR_US, length_us, ratio
@@ -22,11 +22,13 @@ class Settings:
         window: age up to which a payment is an edge of the graph.
         pass_through_window: time within which money that came in counts as passed on.
         counterparty_windows: lengths over which the counterparty's payments are counted.
+        new_windows: lengths over which first payments to new counterparties are counted.
     """
 
     window: str = "30d"
     pass_through_window: str = "72h"
     counterparty_windows: list[str] = field(default_factory=lambda: ["24h", "7d", "30d"])
+    new_windows: list[str] = field(default_factory=lambda: ["24h", "7d"])
 
 
 def columns(settings: Settings) -> tuple[Column, ...]:
@@ -96,7 +98,7 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: 
     return (
         _degrees(ledger, settings.window)
         | _pass_through(ledger, settings.pass_through_window)
-        | _pair(ledger, settings.window)
+        | _pair(ledger, settings)
     )
 
 
@@ -143,17 +145,22 @@ def hours_since_incoming(ledger: Ledger, window: str) -> F64:
     return np.where((latest >= 0) & (since_us <= length_us(window)), since_us / HOUR_US, np.nan)
 
 
-def _pair(ledger: Ledger, window: str) -> Values:
-    history = ledger.by_pair
+def _pair(ledger: Ledger, settings: Settings) -> Values:
+    history, window, rows = ledger.by_pair, settings.window, len(ledger)
     named = ledger.pair >= 0
-    _, latest = extreme_times(history.tape(FOREVER_US), ledger.time, len(ledger))
-    (n,) = history.sums(history.tape(length_us(window)), np.ones(len(ledger), np.int64))
+    _, latest = extreme_times(history.tape(FOREVER_US), ledger.time, rows)
+    (n,) = history.sums(history.tape(length_us(window)), np.ones(rows, np.int64))
     days = (ledger.time - ledger.time[latest]) / DAY_US
-    return {
+    out: Values = {
         "network_is_first_time": np.where(named, latest < 0, np.nan),
         f"network_pair_n_{window}": np.where(named, n, np.nan),
         "network_days_since_pair": np.where(named & (latest >= 0), days, np.nan),
     }
+    new = np.where(latest < 0, ledger.pair, -1)
+    for length in settings.new_windows:
+        events = ledger.by_account.tape(length_us(length))
+        out[f"network_new_n_{length}"] = distinct_with_own(events, new, history.keys, rows).astype(float)
+    return out
 
 
 def counterparty_columns(settings: Settings) -> tuple[Column, ...]:

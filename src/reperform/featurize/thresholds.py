@@ -82,6 +82,14 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     near = f"amounts in [{1 - settings.near_share:.2g} T, T) in the row's direction, the row included"
     return (
         Column("limit_ratio", "sum over the limit's window in the row's direction, the row included, / limit; largest over limits", "x"),
+        *(
+            Column(
+                f"limit_ratio_{rule.name}",
+                f"the same for one limit: {rule.operator} {rule.threshold:,.0f} {rule.currency} per {rule.window}, {rule.citation}",
+                "x", "" if rule.window == "day" else rule.window, null_rule="the limit does not hold for the row",
+            )
+            for rule in settings.rules
+        ),
         Column("limit_broken_n", "limits that this sum breaks", "limits"),
         Column(f"structuring_n_{s}", near, "transactions", s),
         Column(f"structuring_days_{s}", "different days with such amounts", "days", s),
@@ -189,8 +197,9 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     """Every column for every rule; of several rules the largest value, unknown where none holds."""
     found = [_of_rule(ledger, rule, fitted.get(rule.name, {}), settings) for rule in settings.rules]
     broken = [f.pop("limit_broken_n") for f in found]
-    names = [column.name for column in columns(settings) if column.name != "limit_broken_n"]
-    out = {name: _largest([f[name] for f in found], len(ledger)) for name in names}
+    own = {f"limit_ratio_{rule.name}": f["limit_ratio"] for rule, f in zip(settings.rules, found, strict=True)}
+    names = [c.name for c in columns(settings) if c.name != "limit_broken_n" and c.name not in own]
+    out = own | {name: _largest([f[name] for f in found], len(ledger)) for name in names}
     unknown = np.isnan(out["limit_ratio"])
     out["limit_broken_n"] = np.where(
         unknown, np.nan, np.nansum(np.array(broken).reshape(len(found), len(ledger)), axis=0)

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from reperform.featurize.kernels import F64, I64, extreme_times
-from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger
+from reperform.featurize.kernels import F64, I64, extreme_times, times_seen
+from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger, codes, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import FOREVER_US, HOUR_US, length_us
 
@@ -21,11 +21,15 @@ class Settings:
     Args:
         windows: lengths; the first and the last are compared for the acceleration.
         counterparty_windows: lengths for different counterparties.
+        channel_windows: lengths over which transactions in the row's channel are counted.
+        channel_window: history from which the share of the channel is taken.
         least_age_hours: an account counts as at least this old, so that the first seconds of an account give no huge rate.
     """
 
     windows: list[str] = field(default_factory=lambda: ["1h", "24h", "7d", "30d"])
     counterparty_windows: list[str] = field(default_factory=lambda: ["24h", "7d", "30d"])
+    channel_windows: list[str] = field(default_factory=lambda: ["1h", "24h"])
+    channel_window: str = "180d"
     least_age_hours: float = 1.0
 
 
@@ -53,7 +57,15 @@ def columns(settings: Settings) -> tuple[Column, ...]:
         "natural log of a ratio",
         long,
     )
-    return (*per_window, *parties, gain)
+    c = settings.channel_window
+    channel = (
+        *(
+            Column(f"velocity_channel_n_{w}", "transactions of the account in the row's channel", "transactions", w)
+            for w in settings.channel_windows
+        ),
+        Column(f"velocity_channel_share_{c}", "(those of the channel + 1) / (all of them + 2)", "share", c),
+    )
+    return (*per_window, *parties, gain, *channel)
 
 
 def account_age_us(ledger: Ledger) -> I64:
@@ -84,6 +96,22 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: 
     short, long = settings.windows[0], settings.windows[-1]
     least = HOUR_US / length_us(long)
     out["velocity_acceleration"] = np.log((out[f"velocity_{short}"] + least) / (out[f"velocity_{long}"] + least))
+    return out | _channel(ledger, settings)
+
+
+def _channel(ledger: Ledger, settings: Settings) -> Values:
+    """How often the account used the row's channel; a row without one is compared with rows without one."""
+    history, rows = ledger.by_account, len(ledger)
+    item = pair_codes(history.codes, codes(ledger.transactions["channel"].fill_null("")))
+    n_items = int(item.max(initial=-1)) + 1
+    out: Values = {}
+    for window in settings.channel_windows:
+        events = history.tape(length_us(window))
+        out[f"velocity_channel_n_{window}"] = times_seen(events, item, item, n_items, rows).astype(float)
+    events = history.tape(length_us(settings.channel_window))
+    (n,) = history.sums(events, np.ones(rows, np.int64))
+    here = times_seen(events, item, item, n_items, rows)
+    out[f"velocity_channel_share_{settings.channel_window}"] = (here + 1) / (n + 2)
     return out
 
 

@@ -1,0 +1,115 @@
+"""KPI 5: how much an account's balance moves, from end-of-day balances that were known by then."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from reperform.featurize.kernels import F64, daily_balances
+from reperform.featurize.ledger import Ledger
+from reperform.featurize.registry import Column, Kpi, Values
+from reperform.featurize.windows import DAY_US, ratio
+
+LONGEST_DAYS = 180  # of the exponential mean: older days weigh less than 0.94**180 = 0.00001
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Settings:
+    """Windows of KPI 5, in days.
+
+    Args:
+        days: window of the volatility; at least half of its days must report a balance.
+        short_days: window of the recent volatility in the ratio.
+        long_days: window of the usual volatility in the ratio.
+        decay: weight of yesterday's variance.
+    """
+
+    days: int = 30
+    short_days: int = 7
+    long_days: int = 90
+    decay: float = 0.94
+
+
+def columns(settings: Settings) -> tuple[Column, ...]:
+    """Volatility, its ratio, the last move, drawdown, days below zero, and what the row takes from the balance."""
+    d, s, long = settings.days, settings.short_days, settings.long_days
+    few = f"balances reported on fewer than half of the last {d} days"
+    none = "no earlier day's balance is known"
+    return (
+        Column(f"balance_volatility_{d}d", "1.4826 MAD(daily change) / (median |balance| + c)", "fraction of the typical balance", f"{d}d", null_rule=few),
+        Column(f"balance_n_{d}d", "days that report a balance", "days", f"{d}d", is_model_input=False, null_rule="never"),
+        Column("balance_volatility_ratio", f"volatility over {s} d / over {long} d", "x", f"{long}d", null_rule="balances on fewer than half of the days of either window, or no movement in the longer"),
+        Column("balance_move", f"|last daily change| / its exponentially weighted standard deviation (decay {settings.decay})", "SD", f"{LONGEST_DAYS}d", null_rule="no earlier change of the balance is known"),
+        Column(f"balance_drawdown_{long}d", "1 - last balance / highest balance", "share", f"{long}d", null_rule=f"{none}, or the highest is not positive"),
+        Column(f"balance_negative_{d}d", "days that ended below zero", "days", f"{d}d", null_rule=none),
+        Column("balance_drain", "amount paid out / balance before it, from the row itself; at most 10", "share", null_rule="money in, no balance reported, or none left before the row"),
+    )  # fmt: skip
+
+
+def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
+    """The fifth percentile over accounts of the median absolute end-of-day balance before a moment."""
+    days = ledger.days
+    balance = ledger.transactions["balance_after"].to_numpy()
+    rows = np.flatnonzero(ledger.known_before(end_us) & ~np.isnan(balance) & (days.day < end_us // DAY_US))
+    slot = days.slot_of_row[rows]
+    last = _last_of_each(slot)
+    account, end = days.account_of_row[rows][last], np.abs(balance[rows][last])
+    order = np.lexsort((end, account))
+    parts = np.split(end[order], np.flatnonzero(np.diff(account[order])) + 1) if len(order) else []
+    medians = [float(np.median(part)) for part in parts]
+    return {"floor": float(np.quantile(medians, 0.05)) if medians else None}
+
+
+def _last_of_each(slot: Any) -> Any:
+    """Mask of the last row of each slot, rows being in order of time."""
+    _, first_from_end = np.unique(slot[::-1], return_index=True)
+    out = np.zeros(len(slot), bool)
+    out[len(slot) - 1 - first_from_end] = True
+    return out
+
+
+def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
+    """Values per slot of the grid, as known at the start of its day."""
+    days, names = ledger.days, [c.name for c in columns(settings) if c.name != "balance_drain"]
+    balance = ledger.transactions["balance_after"].to_numpy()
+    if fitted["floor"] is None or np.isnan(balance).all():
+        return {name: np.full(len(days), 0.0 if "_n_" in name else np.nan) for name in names}
+    starts, rows = days.arrivals()
+    found = daily_balances(
+        days.starts, days.first_day, starts, rows, days.day, days.known_day, balance, fitted["floor"],
+        settings.days, settings.short_days, settings.long_days, settings.decay, LONGEST_DAYS,
+    )  # fmt: skip
+    volatility, n, short, long, move, drawdown, negative = found
+    return dict(zip(names, (volatility, n, ratio(short, long), move, drawdown, negative), strict=True))
+
+
+def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
+    """Daily values of the row's day, and the row's own share of the balance."""
+    slots = ledger.days.slot_of_row
+    out = {name: values[slots] for name, values in daily(ledger, fitted, settings).items()}
+    amount, after = ledger.transactions["amount"].to_numpy(), ledger.transactions["balance_after"].to_numpy()
+    before = after + amount
+    share = np.minimum(ratio(amount, np.where(before > 0, before, np.nan)), 10.0)
+    out["balance_drain"] = np.where(ledger.incoming, np.nan, share)
+    return out
+
+
+KPI = Kpi(
+    name="balance",
+    number=5,
+    title="Balance volatility",
+    family="balance",
+    formula="vol_W = 1.4826 MAD(D) / (median |b| + c) over complete days; b = end-of-day balance carried forward, D = its daily change, "
+    "c = fifth percentile of accounts' median |b| on the training window",
+    unit="fraction of the typical balance",
+    inputs=("account_id", "booked_at", "known_at", "balance_after", "amount", "direction", "timezone"),
+    key="account",
+    null_rule="the source reports no balances",
+    source="Rousseeuw and Croux (1993), doi:10.1080/01621459.1993.10476408 (MAD); RiskMetrics (1996), decay 0.94",
+    settings=Settings,
+    columns=columns,
+    compute=compute,
+    fit=fit,
+)  # fmt: skip

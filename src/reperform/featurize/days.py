@@ -1,0 +1,134 @@
+"""Accounts day by day, by their own clock: what each day held, and what was known of it at the start of a later day."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from reperform.featurize.kernels import F64, I64
+from reperform.featurize.ledger import Ledger
+from reperform.featurize.windows import DAY_US
+
+NEVER = 1 << 40  # a day after all days
+
+
+@dataclass(frozen=True)
+class Days:
+    """A dense grid of accounts and days; a slot is one account on one day.
+
+    An account's days begin when it was opened, but not before the first day of the data, or with its first transaction;
+    all end with the last day of the data.
+
+    Args:
+        accounts: account ids in order, those without transactions included.
+        segment: of each account.
+        starts: shape (accounts + 1,), first slot of each account.
+        first_day: of each account, as a day number since 1970.
+        is_open: accounts whose opening date the source gives; others exist once a record of them is known.
+        account_of_row: position of each transaction's account.
+        day: day number of each transaction.
+        known_day: first day at whose start the transaction was known and its day was over.
+    """
+
+    accounts: pl.Series
+    segment: pl.Series
+    starts: I64
+    first_day: I64
+    is_open: I64
+    account_of_row: I64
+    day: I64
+    known_day: I64
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def slot_of_row(self) -> I64:
+        """Slot of each transaction's account and day."""
+        return self.starts[self.account_of_row] + self.day - self.first_day[self.account_of_row]
+
+    @property
+    def slot_account(self) -> I64:
+        """Account of each slot."""
+        return np.repeat(np.arange(len(self.accounts)), np.diff(self.starts))
+
+    @property
+    def slot_day(self) -> I64:
+        """Day number of each slot."""
+        account = self.slot_account
+        return self.first_day[account] + np.arange(len(self)) - self.starts[account]
+
+    def arrivals(self) -> tuple[I64, I64]:
+        """Transactions per account in order of the day on which they became known: where each account begins, and rows."""
+        rows = np.lexsort((self.known_day, self.account_of_row))
+        return np.searchsorted(self.account_of_row[rows], np.arange(len(self.accounts) + 1)), rows
+
+    def total(self, values: I64) -> I64:
+        """Sum of whole numbers over each slot's transactions, as known in the end."""
+        out = np.zeros(len(self), np.int64)
+        np.add.at(out, self.slot_of_row, values)
+        return out
+
+
+def grid(ledger: Ledger) -> Days:
+    """The grid of a ledger."""
+    named = ledger.transactions["account_id"]
+    accounts = pl.concat([named, ledger.accounts["account_id"]]).unique().sort()
+    details = accounts.to_frame("account_id").join(ledger.accounts, on="account_id", how="left", maintain_order="left")
+    of_row = np.searchsorted(accounts.to_numpy(), named.to_numpy()) if len(named) else np.zeros(0, np.int64)
+    day = ledger.local_day
+    first_row_day = np.full(len(accounts), NEVER)
+    np.minimum.at(first_row_day, of_row, day)
+    begin, end = int(day.min(initial=NEVER)), int(day.max(initial=-NEVER))
+    opened = details["opened_at"].dt.date().cast(pl.Int32).cast(pl.Int64).fill_null(NEVER).to_numpy()
+    first = np.minimum(np.maximum(opened, begin), first_row_day)
+    length = np.maximum(end - first + 1, 0)
+    starts = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    is_open = (opened < NEVER).astype(np.int64)
+    segment = details["segment"].fill_null("unknown")
+    return Days(accounts, segment, starts, first, is_open, of_row.astype(np.int64), day, known_days(ledger))
+
+
+def known_days(ledger: Ledger) -> I64:
+    """First day, by the account's clock, at whose start a transaction was known and its own day was over.
+
+    The clock's distance from UTC is taken as it was when the transaction happened; a change of clocks in between moves
+    the limit by an hour.
+    """
+    offset_us = ledger.local.dt.epoch("us").to_numpy() - ledger.time
+    start_of = -((-(ledger.known + offset_us)) // DAY_US)  # rounded up: known exactly at midnight is known on that day
+    return np.maximum(start_of, ledger.local_day + 1)
+
+
+def account_days(ledger: Ledger, days: Days) -> pl.DataFrame:
+    """What each account did on each day, as known in the end.
+
+    Returns:
+        account_id, day, n_transactions, n_in, n_out, amount_in, amount_out (base currency), balance_end (the account's
+        own currency; the latest one reported, null before the first).
+    """
+    into = ledger.incoming
+    n_in, n_out = days.total(into.astype(np.int64)), days.total((~into).astype(np.int64))
+    cents_in, cents_out = days.total(np.where(into, ledger.cents, 0)), days.total(np.where(into, 0, ledger.cents))
+    table = pl.DataFrame(
+        {
+            "account_id": days.accounts.gather(days.slot_account),
+            "day": pl.Series(days.slot_day, dtype=pl.Int32).cast(pl.Date),
+            "n_transactions": n_in + n_out,
+            "n_in": n_in,
+            "n_out": n_out,
+            "amount_in": cents_in / 100,
+            "amount_out": cents_out / 100,
+            "balance_end": pl.Series(_last_balance(ledger, days), nan_to_null=True),
+        }
+    )
+    return table.with_columns(pl.col("balance_end").forward_fill().over("account_id"))
+
+
+def _last_balance(ledger: Ledger, days: Days) -> F64:
+    """Balance after the last transaction of each slot that reports one; NaN where none does."""
+    balance = ledger.transactions["balance_after"].to_numpy()
+    reported = ~np.isnan(balance)
+    out = np.full(len(days), np.nan)
+    out[days.slot_of_row[reported]] = balance[reported]  # rows are in order of time: the last one stays
+    return out

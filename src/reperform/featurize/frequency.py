@@ -1,0 +1,172 @@
+"""KPI 4: too many or too few transactions on the last day, uneven gaps between them, and silence before them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from scipy.special import betainc
+
+from reperform.featurize.days import Days
+from reperform.featurize.kernels import F64, I64, daily_counts, extreme_times, gap_statistics
+from reperform.featurize.ledger import Ledger, Mask
+from reperform.featurize.registry import Column, Kpi, Values
+from reperform.featurize.windows import DAY_US, FOREVER_US, HOUR_US, length_us, ratio, where_enough
+
+LEAST_P = 1e-300
+LEAST_GAP_S = 60.0  # records of one moment must not make every silence look endless
+LEAST_RELATIVE_VARIANCE = 0.01  # accounts of a segment are never all alike
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Settings:
+    """Windows and limits of KPI 4.
+
+    Args:
+        window: history of gaps.
+        least_n: fewer records give no burstiness.
+        least_n_dormancy: fewer records give no typical gap.
+        history_days: complete days before the last one that its count is compared with.
+        other_weekday_weight: weight of days on another day of the week than the last one; the same day weighs 1.
+    """
+
+    window: str = "180d"
+    least_n: int = 10
+    least_n_dormancy: int = 3
+    history_days: int = 56
+    other_weekday_weight: float = 0.25
+
+
+def columns(settings: Settings) -> tuple[Column, ...]:
+    """The last complete day's count against its prediction; gaps."""
+    w, h = settings.window, f"{settings.history_days}d"
+    young = "the account has no complete day yet, or there was nothing to learn the segment's rate from"
+    few = f"fewer than {settings.least_n} known records in {w}"
+    return (
+        Column("frequency_surprise", "-log10(2 min(0.5, P(N >= n), P(N <= n))) of yesterday's count n; negative when too few", "signed -log10 p", h, null_rule=young),
+        Column("frequency_q", "its p-value after Benjamini and Hochberg over all accounts of the day", "q-value", h, is_model_input=False, null_rule=young),
+        Column("frequency_n", "transactions on the last complete day", "transactions", "24h", null_rule="the account has no complete day yet"),
+        Column("frequency_days_n", "complete days behind the prediction", "days", h, is_model_input=False, null_rule="the account has no complete day yet"),
+        Column(f"frequency_burstiness_{w}", "(sd - mean) / (sd + mean) of gaps between records", "-1 to 1", w, null_rule=few),
+        Column(f"frequency_gaps_n_{w}", "known records behind the gaps", "transactions", w, is_model_input=False, null_rule="never"),
+        Column(f"frequency_dormancy_{w}", "time since the latest record / median gap", "x", w, null_rule=f"fewer than {settings.least_n_dormancy} known records in {w}"),
+        Column("frequency_hours_since_last", "time since the latest known record of the account", "hours", null_rule="no known record of the account"),
+    )  # fmt: skip
+
+
+def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
+    """Gamma prior of daily counts per segment, by the moments of accounts' mean rates before a moment.
+
+    The variance of mean rates is that between accounts plus Poisson noise m / T, which is taken off.
+    """
+    days = ledger.days
+    learn, end_day = ledger.known_before(end_us), end_us // DAY_US
+    counted = learn & (days.day < end_day)
+    n = np.bincount(days.account_of_row[counted], minlength=len(days.accounts))
+    exists = (n > 0) | (days.is_open == 1)
+    length = np.where(exists, np.maximum(end_day - days.first_day, 0), 0)
+    segments = days.segment.to_numpy()
+    usable = length >= 7  # noqa: PLR2004  # a week, so that a rate is no accident of a weekday
+    priors = {
+        str(s): _gamma(n[usable & (segments == s)], length[usable & (segments == s)]) for s in sorted(set(segments))
+    }
+    return {"prior": priors, "all": _gamma(n[usable], length[usable])}
+
+
+def _gamma(n: I64, length: I64) -> list[float] | None:
+    """Shape and rate (per day); None where there is nothing to learn from."""
+    if len(n) == 0 or n.sum() == 0:
+        return None
+    rates = n / length
+    mean = float(np.mean(rates))
+    between = float(np.var(rates)) - float(np.mean(mean / length))
+    variance = max(between, LEAST_RELATIVE_VARIANCE * mean**2)
+    return [mean**2 / variance, mean / variance]
+
+
+def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
+    """Values per slot of the grid, as known at the start of its day."""
+    days = ledger.days
+    starts, rows = days.arrivals()
+    n, weighted, weight, exists = daily_counts(
+        days.starts, days.first_day, days.is_open, starts, rows, days.day, days.known_day,
+        settings.history_days, settings.other_weekday_weight,
+    )  # fmt: skip
+    shape, rate = _priors(days, fitted)
+    shape, rate = shape + weighted, rate + weight
+    success = rate / (rate + 1)
+    p_low = betainc(shape, n + 1.0, success)
+    p_high = np.where(n > 0, betainc(np.maximum(n, 1.0), shape, 1 - success), 1.0)
+    p = np.minimum(2 * np.minimum(0.5, np.minimum(p_low, p_high)), 1.0)
+    usable = exists & ~np.isnan(p)
+    surprise = np.where(p_high < p_low, 1.0, -1.0) * -np.log10(np.maximum(p, LEAST_P))
+    return {
+        "frequency_surprise": np.where(usable, surprise + 0.0, np.nan),
+        "frequency_q": benjamini_hochberg(p, days.slot_day, usable),
+        "frequency_n": np.where(exists, n, np.nan),
+        "frequency_days_n": np.where(exists, _complete_days(days, settings.history_days), np.nan),
+    }
+
+
+def _priors(days: Days, fitted: dict[str, Any]) -> tuple[F64, F64]:
+    default = fitted["all"] or [np.nan, np.nan]
+    of_segment = {s: fitted["prior"].get(s) or default for s in sorted(set(days.segment.to_list()))}
+    table = np.array([of_segment[s] for s in days.segment.to_list()], float).reshape(len(days.accounts), 2)
+    by_slot = table[days.slot_account]
+    return by_slot[:, 0], by_slot[:, 1]
+
+
+def _complete_days(days: Days, most: int) -> I64:
+    """Days before the last complete one, at most `most`."""
+    elapsed = days.slot_day - days.first_day[days.slot_account]
+    return np.clip(elapsed - 1, 0, most)
+
+
+def benjamini_hochberg(p: F64, group: I64, usable: Mask) -> F64:
+    """Smallest false discovery rate at which each p-value is rejected, within its group; NaN where not usable.
+
+    Source: Benjamini and Hochberg (1995), J. R. Stat. Soc. B 57.
+    """
+    out = np.full(len(p), np.nan)
+    rows = np.flatnonzero(usable)
+    rows = rows[np.lexsort((p[rows], group[rows]))]
+    for part in np.split(rows, np.flatnonzero(np.diff(group[rows])) + 1):
+        scaled = p[part] * len(part) / np.arange(1, len(part) + 1)
+        out[part] = np.minimum.accumulate(scaled[::-1])[::-1]
+    return np.minimum(out, 1.0)
+
+
+def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
+    """Daily values of the row's day, and the gaps before it."""
+    w, history = settings.window, ledger.by_account
+    slots = ledger.days.slot_of_row
+    out = {name: values[slots] for name, values in daily(ledger, fitted, settings).items()}
+    n, mean, sd, median = gap_statistics(history.tape(length_us(w)), ledger.time, len(ledger))
+    _, latest = extreme_times(history.tape(FOREVER_US), ledger.time, len(ledger))
+    since_us = np.where(latest >= 0, ledger.time - ledger.time[latest], np.nan)
+    out[f"frequency_burstiness_{w}"] = where_enough(ratio(sd - mean, sd + mean), n, settings.least_n)
+    out[f"frequency_gaps_n_{w}"] = n.astype(float)
+    dormancy = since_us / 1e6 / np.maximum(median, LEAST_GAP_S)
+    out[f"frequency_dormancy_{w}"] = where_enough(dormancy, n, settings.least_n_dormancy)
+    out["frequency_hours_since_last"] = since_us / HOUR_US
+    return out
+
+
+KPI = Kpi(
+    name="frequency",
+    number=4,
+    title="Frequency anomalies",
+    family="frequency",
+    formula="Gamma-Poisson prediction of the last complete day's count: prior of the segment, posterior of the account's previous 56 days "
+    "(same weekday weighs 1, others 0.25); F = -log10(2 min(0.5, P(N >= n), P(N <= n))), signed; burstiness and dormancy of gaps",
+    unit="signed -log10 p",
+    inputs=("account_id", "booked_at", "known_at", "opened_at", "segment", "timezone"),
+    key="account",
+    null_rule="the account is too young",
+    source="Gelman et al. (2013), section 2.6 (Gamma-Poisson); Goh and Barabasi (2008), doi:10.1209/0295-5075/81/48002",
+    settings=Settings,
+    columns=columns,
+    compute=compute,
+    fit=fit,
+)  # fmt: skip
