@@ -28,7 +28,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 MARK = "Loaded by Reperform"
 LOCK_SECONDS = 60
 ROWS_PER_CHUNK = 20_000
-EXACT = Context(prec=200)
+EXACT = Context(prec=1000)  # a float has at most 767 digits; sums of many need a few more
 
 
 @dataclass(frozen=True)
