@@ -1,7 +1,8 @@
 """Codes of currencies (ISO 4217) and countries (ISO 3166-1 alpha-2). Codes are facts; the lists are written out here.
 
-Checked against the IANA time zone database (public domain, `iso3166.tab`) and Unicode CLDR 46's current currencies.
-XTS (testing) and XXX (no currency) are left out on purpose: neither can be the currency of a payment.
+Countries as in the IANA time zone database (public domain, `iso3166.tab`); currencies as Unicode CLDR has them in use
+(read from Babel 2.18), with SVC, which ISO 4217 still lists. XTS (testing) and XXX (no currency) are left out on
+purpose: neither can be the currency of a payment.
 """
 
 _ACTIVE_CURRENCIES = """
@@ -9,7 +10,7 @@ _ACTIVE_CURRENCIES = """
     CHE CHF CHW CLF CLP CNY COP COU CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD
     GNF GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP
     LKR LRD LSL LYD MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB
-    PEN PGK PHP PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SYP SZL THB TJS
+    PEN PGK PHP PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS
     TMT TND TOP TRY TTD TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAF XAG XAU XBA XBB XBC XBD
     XCD XCG XDR XOF XPD XPF XPT XSU XUA YER ZAR ZMW ZWG
 """

@@ -41,12 +41,21 @@ class SimulateParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class IngestParams:
-    """Sources below one raw folder; each is a column map or a description of XML or XBRL files."""
+    """Sources below one raw folder; each is a column map or a description of XML or XBRL files.
+
+    Args:
+        raw: the folder, relative to the project.
+        sources: name to description; `reperform.ingest` checks each when it reads it.
+        on_unreadable_file: whether a file that cannot be read at all stops the run, or is listed in quarantine.
+        processes: how many processes a reader may start.
+        base_currency: of `amount_base`; exchange rates say what one unit of another currency is worth in it.
+    """
 
     raw: str
     sources: dict[str, dict[str, Any]]
     on_unreadable_file: Literal["stop", "quarantine"]
     processes: Annotated[int, Field(ge=1)]
+    base_currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "EUR"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -173,13 +182,45 @@ class EvaluateParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExplainParams:
-    """How alerts are explained."""
+    """How alerts are explained, and how far the explanations are put to the test.
+
+    Args:
+        seed: of everything that is drawn.
+        max_alerts: alerts explained, in order of rank; how many are left out is said.
+        non_alerts: random test transactions without an alert that are explained beside them.
+        background_rows: training rows that stand for what a replaced feature could have been.
+        sampled_shap_rows: fewer of them, where SHAP is sampled because no boosted trees are among the detectors.
+        lime_samples: neighbours of each surrogate.
+        lime_repeat_rows: alerts whose LIME is repeated.
+        lime_repeat_seeds: how often it is repeated.
+        top_features: features that a receipt tells in full.
+        perturbations: slightly changed inputs per row whose explanations are compared.
+        perturbation_noise: their noise, in median absolute deviations of each feature.
+        same_prediction_within: largest change of the prediction that still counts as the same.
+        random_orders: random orders of deletion that the order of importance is compared with.
+        neighbours: training rows that a deleted feature takes its values from.
+        sanity_rows: rows of the fits on true and on permuted labels.
+        bootstrap_rounds: of every interval.
+        interval: their coverage.
+    """
 
     seed: int
     max_alerts: Annotated[int, Field(ge=1)]
+    non_alerts: Count
     background_rows: Annotated[int, Field(ge=1)]
+    sampled_shap_rows: Annotated[int, Field(ge=1)]
     lime_samples: Annotated[int, Field(ge=100)]
+    lime_repeat_rows: Count
+    lime_repeat_seeds: Annotated[int, Field(ge=2)]
     top_features: Annotated[int, Field(ge=1)]
+    perturbations: Annotated[int, Field(ge=1)]
+    perturbation_noise: Positive
+    same_prediction_within: Share
+    random_orders: Annotated[int, Field(ge=1)]
+    neighbours: Annotated[int, Field(ge=1)]
+    sanity_rows: Annotated[int, Field(ge=100)]
+    bootstrap_rounds: Annotated[int, Field(ge=20)]
+    interval: Share
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -137,6 +137,15 @@ QUARANTINE = _schema(
         "row": _text(),
     },
 )
+RATES = _schema(
+    # Exchange rates as they were published; ingest uses them and hands no table of them on.
+    "rates",
+    {
+        "currency": _text(),
+        "rate_to_base": _number(pa.Check.gt(0)),
+        "published_at": _time(),
+    },
+)
 SPLIT_ROWS = _schema(
     "splits",
     {
@@ -168,6 +177,25 @@ def polars_schema(schema: pa.DataFrameSchema) -> dict[str, Any]:
 def empty(schema: pa.DataFrameSchema) -> pl.DataFrame:
     """A frame without rows that meets a contract."""
     return pl.DataFrame(schema=polars_schema(schema))
+
+
+def shaped(frame: pl.DataFrame, schema: pa.DataFrameSchema) -> pl.DataFrame:
+    """The same frame, when its columns have the names, order and types of a contract; values are not looked at.
+
+    Raises:
+        ReperformError: naming the table and the first difference.
+    """
+    wanted = polars_schema(schema)
+    if list(frame.schema.items()) != list(wanted.items()):
+        differing = [f"{name}: {frame.schema.get(name)}" for name in wanted if frame.schema.get(name) != wanted[name]]
+        raise ReperformError(
+            f"Table {schema.name} has not the columns of its contract.",
+            expected=", ".join(f"{name}: {kind}" for name, kind in wanted.items()),
+            got=", ".join(differing) or f"another order or more columns: {', '.join(frame.columns)}",
+            where=f"table {schema.name}",
+            fix="mend the stage that made it",
+        )
+    return frame
 
 
 def checked(frame: pl.DataFrame, schema: pa.DataFrameSchema) -> pl.DataFrame:

@@ -1,1 +1,69 @@
-"""Read CSV, ISO 20022 and XBRL into canonical tables."""
+"""Read CSV, ISO 20022 and XBRL into canonical tables. Each record comes out, or is refused with its reason."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reperform import paths, schemas, tables
+from reperform.errors import ReperformError, nearest
+from reperform.ingest.combine import combine
+from reperform.ingest.receipt import receipt
+from reperform.ingest.source import SOURCE, SourceResult
+from reperform.params import IngestParams
+
+KINDS = ("table", "iso20022", "xbrl")  # each is a module beside this one with a function `read`
+
+
+def read_source(name: str, source: Mapping[str, Any], raw: Path, processes: int) -> SourceResult:
+    """Read one source with the module that its `kind` names.
+
+    Raises:
+        ReperformError: for an unknown kind, a wrong description, or a source without files.
+    """
+    kind = source.get("kind")
+    if kind not in KINDS:
+        raise ReperformError(
+            f"Source {name} is of an unknown kind.",
+            expected=f"kind: one of {', '.join(KINDS)}",
+            got=repr(kind),
+            where=f"ingest.sources.{name}.kind",
+            fix=f"{nearest(str(kind), KINDS)}; change it in conf/ingest/ and run `make params`",
+        )
+    module = importlib.import_module(f"reperform.ingest.{kind}")
+    result: SourceResult = module.read(name, source, raw, processes=processes)
+    return result
+
+
+def stop_for_unreadable(results: Mapping[str, SourceResult]) -> None:
+    """Stop when a file could not be read: the first is explained, the others are named.
+
+    Raises:
+        ReperformError: nothing has been saved by then, so earlier outputs are whole.
+    """
+    unreadable = [error for result in results.values() for error in result.unreadable]
+    if not unreadable:
+        return
+    first, others = unreadable[0], [error.path for error in unreadable[1:]]
+    more = f"\n  also unreadable: {', '.join(others[:10])}" if others else ""
+    more += f" and {len(others) - 10} more" if len(others) > 10 else ""  # noqa: PLR2004  # enough to see a pattern
+    raise ReperformError(
+        f"{first}{more}\n  or: set `on_unreadable_file: quarantine` in conf/ingest/ to go on without "
+        f"{'them' if others else 'it'}; earlier outputs are untouched"
+    ) from first
+
+
+def run(params: IngestParams) -> dict[str, Any]:
+    """Read every source, unite them, and save the canonical tables with their receipt."""
+    raw = paths.project_root() / params.raw
+    results = {name: read_source(name, source, raw, params.processes) for name, source in params.sources.items()}
+    if params.on_unreadable_file == "stop":
+        stop_for_unreadable(results)
+    combined = combine(results, params.base_currency)
+    quarantine = schemas.checked(combined.quarantine.drop(SOURCE), schemas.QUARANTINE)
+    document = {"base_currency": params.base_currency, **receipt(params.sources, results, combined)}
+    for name, frame in combined.tables.items():
+        tables.write_table(frame, "ingest", name)
+    tables.write_table(quarantine, "ingest", "quarantine")
+    tables.write_json(document, "ingest", "receipt")
+    return document

@@ -1,9 +1,10 @@
 """What every kind of source gives back: canonical rows, refused records, and the files behind them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import polars as pl
 
@@ -11,7 +12,14 @@ from reperform import schemas
 from reperform.errors import ReperformError
 
 RULE_OF_FILES = "file_"  # a rule that starts with this refuses a whole file; others refuse one record
+DUPLICATE_FILE = "file_duplicate"
 WHOLE_FILE = 0  # source_record of a refused file; records count from 1
+
+
+FILE = "__file"  # where a row came from, beside its canonical columns; ingest takes these off again
+RECORD = "__record"
+SOURCE = "__source"
+T = TypeVar("T")
 
 
 class UnreadableFileError(ReperformError):
@@ -59,7 +67,7 @@ class SourceResult:
     """What one source gave.
 
     Args:
-        tables: canonical tables by name, as in `schemas.CANONICAL` (and `rates`).
+        tables: canonical tables by name, as in `schemas.CANONICAL` (and `rates`); they may carry `FILE` and `RECORD`.
         quarantine: refused records, as in `schemas.QUARANTINE`.
         files: every file that was read or refused.
         left_out: records that the source's own description leaves out, by reason; with rows and refused records they
@@ -74,6 +82,58 @@ class SourceResult:
     left_out: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     unreadable: tuple[UnreadableFileError, ...] = ()
+
+
+@dataclass(frozen=True)
+class FilesRead(Generic[T]):
+    """What reading the files of a source one after the other gave.
+
+    Args:
+        results: what the reader made of each file, in order of their names.
+        files: all of them.
+        duplicates: files with the same bytes as an earlier one, as rows of the quarantine.
+        unreadable: files that could not be read.
+    """
+
+    results: list[T]
+    files: tuple[SourceFile, ...]
+    duplicates: pl.DataFrame
+    unreadable: tuple[UnreadableFileError, ...]
+
+
+def read_files(
+    name: str, patterns: Sequence[str], raw: Path, table: str, reader: Callable[[Path, str], tuple[int, T]]
+) -> FilesRead[T]:
+    """Read each file of a source once. A second file with the same bytes is told and left alone.
+
+    Args:
+        name: the source.
+        patterns: globs relative to the raw folder.
+        raw: the raw folder.
+        table: the table that the files are meant for.
+        reader: from a path and its name below the raw folder to the number of records and a result. It raises
+            `UnreadableFileError` for a file that cannot be read.
+    """
+    results: list[T] = []
+    files: list[SourceFile] = []
+    duplicates: list[dict[str, object]] = []
+    unreadable: list[UnreadableFileError] = []
+    first_with: dict[str, str] = {}
+    for path in matching(name, patterns, raw):
+        where, digest, records = located(path, raw), sha256_of(path), 0
+        if digest in first_with:
+            same = f"the same bytes as {first_with[digest]}"
+            duplicates.append(quarantined(table, where, WHOLE_FILE, DUPLICATE_FILE, value=digest, row=same))
+        else:
+            try:
+                records, result = reader(path, where)
+                results.append(result)
+            except UnreadableFileError as error:
+                unreadable.append(error)
+            if records:  # two months without a row may well be the same bytes
+                first_with[digest] = where
+        files.append(SourceFile(where, digest, records))
+    return FilesRead(results, tuple(files), quarantine_frame(duplicates), tuple(unreadable))
 
 
 def located(path: Path, raw: Path) -> str:
@@ -146,6 +206,11 @@ def quarantined(
 def quarantine_frame(rows: Iterable[Mapping[str, object]]) -> pl.DataFrame:
     """Rows of the quarantine as a frame that meets its contract."""
     return pl.DataFrame(list(rows), schema=schemas.polars_schema(schemas.QUARANTINE))
+
+
+def row_as_json(columns: Sequence[str]) -> pl.Expr:
+    """Columns of a row as one JSON text, for the quarantine."""
+    return pl.struct(columns).struct.json_encode()
 
 
 def _contents(raw: Path, most: int = 8) -> str:
