@@ -1,20 +1,24 @@
 """Make the demo world: accounts, transactions, filings, planted anomalies."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from reperform import schemas
+from reperform import paths, schemas
 from reperform.errors import ReperformError
 from reperform.params import SimulateParams
-from reperform.simulate import business, labels, ledger, lookalikes, people, spending, typologies
-from reperform.simulate.arrival import known_s
+from reperform.simulate import business, deliveries, labels, ledger, lookalikes, people, spending, typologies
+from reperform.simulate.arrival import STATEMENTS, known_s
 from reperform.simulate.draws import CENTS, Ints
 from reperform.simulate.identifiers import references
 from reperform.simulate.places import ZONES
 from reperform.simulate.rates import rate_at
+from reperform.simulate.filings import TRUTH_SCHEMA as FILING_TRUTH_SCHEMA
+from reperform.simulate.filings import write_filings
 from reperform.simulate.world import World, build
+from reperform.tables import write_table
 
 TRUTH_SCHEMA = {
     "transaction_id": pl.String,
@@ -24,7 +28,7 @@ TRUTH_SCHEMA = {
 }
 PLANTED_SHARE = 0.005
 LEAST_SHOPPING_SHARE = 0.15
-# Text and machine coordinates only of what happens at a place.
+# Only what happens at a place has coordinates.
 PLACED_CHANNELS = ("card", "atm", "cash")
 
 
@@ -76,6 +80,24 @@ def simulate(params: SimulateParams) -> Simulated:
     )
 
 
+def deliver(made: Simulated, params: SimulateParams, raw: Path) -> pl.DataFrame:
+    """Write everything that a reader of the world may see below the raw folder; give back the truth about filings."""
+    for institution in made.world.institutions:
+        own = pl.col("entity_id") == institution.name
+        deliveries.write_institution(institution, made.transactions.filter(own), made.accounts.filter(own), raw)
+    deliveries.write_labels(made.labels, raw)
+    deliveries.write_rates(made.rates, raw)
+    return write_filings(
+        made.transactions,
+        params.filings,
+        raw=raw,
+        seed=params.seed,
+        start=params.start,
+        days=params.days,
+        entities=[i.name for i in made.world.institutions],
+    )
+
+
 def _background(world: World, params: SimulateParams) -> pl.DataFrame:
     """Account rows of ordinary life; shopping fills what regular payments leave of the asked number."""
     settings = params.background
@@ -121,7 +143,9 @@ def _transactions(rows: pl.DataFrame, world: World) -> pl.DataFrame:
     account, party = rows["account"].to_numpy(), rows["party"].to_numpy()
     parties, currency = world.parties, world.currency[account]
     units = rows["cents"].to_numpy() / CENTS
-    placed = rows["channel"].is_in(PLACED_CHANNELS).to_numpy()
+    # Statements in ISO 20022 have no field for the place of a purchase.
+    has_places = np.array([not i.format.startswith(STATEMENTS) for i in world.institutions])
+    placed = rows["channel"].is_in(PLACED_CHANNELS).to_numpy() & has_places[world.accounts.institution[account]]
     frame = rows.select(
         "transaction_id",
         _utc("at_s").alias("booked_at"),
@@ -191,4 +215,47 @@ def _truth(rows: pl.DataFrame) -> pl.DataFrame:
             pl.lit(value=True).alias("is_anomaly"),
         )
         .cast(TRUTH_SCHEMA)  # type: ignore[arg-type]
+    )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run made.
+
+    Args:
+        transactions: rows in all institutions' files.
+        accounts: how many.
+        planted: anomalous rows.
+        events: planted events.
+        labels: rows that case handling has confirmed, innocent ones included.
+        misstated: filings that are misstated, late or restated.
+    """
+
+    transactions: int = 0
+    accounts: int = 0
+    planted: int = 0
+    events: int = 0
+    labels: int = 0
+    misstated: int = 0
+
+
+def run(params: SimulateParams) -> Summary:
+    """Write the raw folder, and the truth beside it."""
+    raw = paths.data("simulate") / "raw"
+    if params.world == "none":
+        deliveries.write_nothing(raw)
+        write_table(pl.DataFrame(schema=TRUTH_SCHEMA), "simulate", "truth")
+        write_table(pl.DataFrame(schema=FILING_TRUTH_SCHEMA), "simulate", "filing_truth")
+        return Summary()
+    made = simulate(params)
+    filing_truth = deliver(made, params, deliveries.emptied(raw))
+    write_table(made.truth, "simulate", "truth")
+    write_table(filing_truth, "simulate", "filing_truth")
+    return Summary(
+        transactions=made.transactions.height,
+        accounts=made.accounts.height,
+        planted=made.truth.height,
+        events=made.truth["event_id"].n_unique(),
+        labels=made.labels.height,
+        misstated=filing_truth.height,
     )
