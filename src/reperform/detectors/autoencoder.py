@@ -30,6 +30,7 @@ class LstmAutoencoderDetector(Detector):
         seed: of weights, thinning and the order of batches.
     """
 
+    leaves_out_anomalies = True
     reads_sequences = True
     limits = {  # noqa: RUF012  # as declared by the base class
         "length": (1, 512),
@@ -63,6 +64,11 @@ class LstmAutoencoderDetector(Detector):
         self.max_sequences = max_sequences
         self.features = features
         self.seed = seed
+
+    @property
+    def context_rows(self) -> int:  # type: ignore[override]  # it depends on a parameter here
+        """Steps of a sequence before the scored one."""
+        return self.length - 1
 
     def _fit(self, x: FloatMatrix, y: LabelArray, groups: GroupArray | None, weight: FloatArray | None) -> None:
         from reperform.detectors import sequence_network as network  # noqa: PLC0415  # costs four seconds

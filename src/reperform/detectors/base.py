@@ -33,10 +33,20 @@ class Detector(BaseEstimator):
     """True where it learns from labels; the others use them only to leave out known anomalies."""
     reads_sequences: ClassVar[bool] = False
     """True where a row's score depends on earlier rows of its group: such rows must be passed along."""
+    leaves_out_anomalies: ClassVar[bool] = False
+    """True where known anomalies are left out of what it learns from."""
     limits: ClassVar[dict[str, tuple[float, float]]] = {}
     """Lowest and highest allowed value of each numeric parameter."""
+    context_rows: int = 0
+    """How many earlier rows of its group a row's score may depend on."""
     features: Sequence[str]
     seed: int
+
+    @classmethod
+    def columns(cls, parameters: Mapping[str, Any], model_inputs: Sequence[str], every: Sequence[str]) -> list[str]:
+        """Columns that it reads: the model inputs, unless a subclass names its own among `every` column."""
+        del parameters, every
+        return list(model_inputs)
 
     def fit(
         self,

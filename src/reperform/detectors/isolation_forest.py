@@ -31,6 +31,7 @@ class IsolationForestDetector(Detector):
     Source: Liu, Ting and Zhou (2008), "Isolation Forest", ICDM.
     """
 
+    leaves_out_anomalies = True
     limits = {"n_estimators": (1, 2000), "max_samples": (2, 100_000), "max_features": (0.01, 1)}  # noqa: RUF012  # as declared by the base class
 
     def __init__(

@@ -28,6 +28,7 @@ class OneClassSvmDetector(Detector):
         (2001), "Using the Nyström method to speed up kernel machines".
     """
 
+    leaves_out_anomalies = True
     limits = {  # noqa: RUF012  # as declared by the base class
         "nu": (1e-4, 0.9),
         "gamma": (1e-4, 100),

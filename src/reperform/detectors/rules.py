@@ -1,6 +1,6 @@
 """Threshold rules, such as a bank has today: the baseline that every model is measured against."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,13 @@ class RulesDetector(Detector):
         self.rules = rules
         self.features = features
         self.seed = seed
+
+    @classmethod
+    def columns(cls, parameters: Mapping[str, Any], model_inputs: Sequence[str], every: Sequence[str]) -> list[str]:
+        """Columns that the rules name, also flags that no model reads."""
+        del model_inputs
+        named = {column for rule in parameters["rules"].values() for column in rule.get("when") or {}}
+        return [column for column in every if column in named]
 
     def _fit(self, x: FloatMatrix, y: LabelArray, groups: GroupArray | None, weight: FloatArray | None) -> None:
         del y, groups, weight  # rules are written by people, not learned

@@ -1,0 +1,188 @@
+"""Fit one detector twice on the calendar of docs/decisions/0002, and score every split."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from reperform import detectors, params, paths, schemas, split, tables
+from reperform.detectors import inputs
+from reperform.detectors.base import Detector, FloatArray, GroupArray
+from reperform.params import SplitParams, TrainParams
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Transactions as detectors take them, sorted by time.
+
+    Args:
+        keys: transaction_id, account_id, booked_at.
+        x: float32, shape (n, p).
+        groups: shape (n,), a number for each row's account.
+        features: names of the p columns.
+    """
+
+    keys: pl.DataFrame
+    x: NDArray[np.float32]
+    groups: GroupArray
+    features: list[str]
+
+    def between(self, start: Any, end: Any) -> NDArray[np.bool_]:
+        """Which rows were booked from `start` to before `end`; None = to the end."""
+        booked = self.keys["booked_at"]
+        within = booked >= start
+        return np.asarray((within if end is None else within & (booked < end)).to_numpy(), bool)
+
+    def only(self, wanted: NDArray[np.bool_]) -> "Rows":
+        """The wanted rows alone."""
+        return Rows(self.keys.filter(pl.Series(wanted)), self.x[wanted], self.groups[wanted], self.features)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One fit: the detector (None where there was nothing to learn from) and the document about it."""
+
+    detector: Detector | None
+    document: dict[str, Any]
+
+
+def fitted(
+    name: str,
+    parameters: Mapping[str, Any],
+    rows: Rows,
+    labels: pl.DataFrame,
+    *,
+    fit: split.Fit,
+    maturity_days: int,
+    seed: int,
+) -> Fitted:
+    """Fit a detector on the rows and labels that one fit may know.
+
+    A detector that learns from labels leaves out rows whose label is unknown; the others leave out known anomalies.
+    """
+    within = np.flatnonzero(rows.between(fit.learns_from, fit.learns_until))
+    known = split.learning_labels(rows.keys[within], labels, known_by=fit.known_by, maturity_days=maturity_days)["y"]
+    unknown = known.is_null().to_numpy()
+    y = known.fill_null(0).to_numpy().astype(np.int8)
+    detector = detectors.build(name, parameters, features=rows.features, seed=seed)
+    use = ~unknown if detector.needs_labels else np.ones(len(within), bool)
+    document = {
+        "learns_from": f"{fit.learns_from:%Y-%m-%d}",
+        "learns_until": f"{fit.learns_until:%Y-%m-%d}",
+        "labels_known_by": f"{fit.known_by:%Y-%m-%d}",
+        "rows_in_window": len(within),
+        "left_out": _left_out(detector, y, unknown),
+    }
+    if not use.any() or not rows.features:
+        return Fitted(
+            None, document | {"rows": 0, "known_anomalies": 0, "notes": ["nothing to learn from: not fitted"]}
+        )
+    chosen = within[use]
+    detector.fit(rows.x[chosen], y[use], groups=rows.groups[chosen])
+    return Fitted(detector, document | detector.facts())
+
+
+def _left_out(detector: Detector, y: NDArray[np.int8], unknown: NDArray[np.bool_]) -> dict[str, int]:
+    if detector.needs_labels:
+        return {"label unknown at that time": int(unknown.sum())}
+    return {"known anomaly": int((y == 1).sum())} if detector.leaves_out_anomalies else {}
+
+
+def scored(detector: Detector, rows: Rows, wanted: NDArray[np.bool_]) -> FloatArray:
+    """Scores of the wanted rows, in their order; a detector of sequences sees the rows before them as well."""
+    if not detector.reads_sequences:
+        return detector.score(rows.x[wanted])
+    passed = wanted | context(rows.groups, wanted, detector.context_rows)
+    return detector.score(rows.x[passed], groups=rows.groups[passed])[wanted[passed]]
+
+
+def context(groups: GroupArray, wanted: NDArray[np.bool_], n_rows: int) -> NDArray[np.bool_]:
+    """Which rows are among the `n_rows` newest of an account before its first wanted row.
+
+    Args:
+        groups: shape (n,), rows in time order.
+        wanted: shape (n,), one run of rows in time.
+        n_rows: how many earlier rows of an account a score may depend on.
+    """
+    before = np.zeros(len(wanted), bool)
+    before[: int(np.argmax(wanted))] = wanted.any()
+    candidates = np.flatnonzero(before & np.isin(groups, groups[wanted]))
+    order = candidates[np.argsort(groups[candidates], kind="stable")][::-1]
+    starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]]) if order.size else order
+    position = np.arange(order.size) - np.repeat(starts, np.diff(np.r_[starts, order.size]))
+    chosen = np.zeros(len(wanted), bool)
+    chosen[order[position < n_rows]] = True
+    return chosen
+
+
+def score_table(name: str, rows: Rows, fits: Sequence[tuple[split.Fit, Fitted]], calendar: SplitParams) -> pl.DataFrame:
+    """Scores of every row that a fit answers for: as `schemas.SCORES`, in time order."""
+    parts = [schemas.empty(schemas.SCORES)]
+    for fit, one in fits:
+        wanted = rows.between(fit.scores_from, fit.scores_until)
+        if one.detector is None or not wanted.any():
+            continue
+        parts.append(
+            rows.keys.filter(pl.Series(wanted)).select(
+                "transaction_id",
+                filing_id=pl.lit(None, pl.String),
+                split=split.split_at("booked_at", calendar),
+                detector=pl.lit(name),
+                score=pl.Series(scored(one.detector, rows, wanted)),
+                probability=pl.lit(None, pl.Float64),
+                is_alert=pl.lit(None, pl.Boolean),
+            )
+        )
+    return pl.concat(parts)
+
+
+def read_rows(detector: str, parameters: Mapping[str, Any], exclude: Sequence[str]) -> Rows:
+    """What a detector reads of every transaction, from `data/featurize`."""
+    dictionary = tables.read_json("featurize", "dictionary")
+    every = inputs.model_inputs(dictionary, exclude, aids=True)
+    features = detectors.kind_of(detector).columns(parameters, inputs.model_inputs(dictionary, exclude), every)
+    lazy = tables.scan_table("featurize", "features")
+    frame = lazy.select(*inputs.KEY_COLUMNS, *(pl.col(name).cast(pl.Float32) for name in features)).collect()
+    keys = frame.select(inputs.KEY_COLUMNS)
+    return Rows(keys, inputs.matrix(frame, features), inputs.account_codes(frame), features)
+
+
+def run(settings: TrainParams, detector: str) -> dict[str, Any]:
+    """Write `data/train/<detector>/{model/,first_model/,scores.parquet,fit.json}`; returns what fit.json says."""
+    calendar = params.load(SplitParams)
+    chosen = tables.read_json(f"tune/{detector}", "best")
+    rows = read_rows(detector, chosen["parameters"], settings.exclude_features)
+    split.refuse_resampled_test(tables.read_table("split", "splits"), rows.keys, calendar)
+    labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
+    fits = [
+        (fit, fitted(detector, chosen["parameters"], rows, labels,
+                     fit=fit, maturity_days=calendar.label_maturity_days, seed=settings.seed))
+        for fit in split.fits(calendar)
+    ]  # fmt: skip
+    scores = schemas.checked(score_table(detector, rows, fits, calendar), schemas.SCORES)
+    folder = paths.data("train") / detector
+    for name, (_, one) in zip(("first_model", "model"), fits, strict=True):
+        _save(one.detector, folder / name)
+    tables.write_table(scores, f"train/{detector}", "scores")
+    document = {
+        "detector": detector,
+        "features": rows.features,
+        "parameters": chosen["parameters"],
+        "parameters_from": chosen["chosen_from"],
+        "seed": settings.seed,
+        "fits": {fit.name: one.document for fit, one in fits},
+        "scored": {name: scores.filter(pl.col("split") == name).height for name in schemas.SPLITS},
+    }
+    tables.write_json(document, f"train/{detector}", "fit")
+    return document
+
+
+def _save(detector: Detector | None, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if detector is not None:
+        detectors.save(detector, folder)
