@@ -1,7 +1,7 @@
 """Look at an XBRL file before Arelle does, and refuse what is unsafe or no XBRL.
 
 Arelle's parser mends malformed XML, drops entities silently and opens any `schemaRef`, so this comes first: a strict
-parser (expat) that stops at the first document type declaration, and opens no file but those in the filing's own folder.
+parser (expat) that stops at the first document type declaration, and opens only files in the filing's folder.
 """
 
 import re

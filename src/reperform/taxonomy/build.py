@@ -234,7 +234,7 @@ def _required(concept: Concept) -> str:
 def _required_when(concept: Concept, condition: str | None) -> str:
     key = f"required_{concept.name}"
     cause = BY_NAME[str(condition)]
-    test = "$cause" if cause.kind == "flag" else "$cause gt 0"
+    test = "$cause eq true()" if cause.kind == "flag" else "$cause gt 0"
     return (
         _value_assertion(key, "exists($fact)", f"{concept.name} is not reported, although {condition} calls for it")
         + f'  <variable:precondition xlink:type="resource" xlink:label="{key}_pre" test="{test}"/>\n'
