@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,18 @@ def postmaster(home: Path) -> int:
 
 
 def is_running(number: int) -> bool:
-    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ends(number: int, patience_s: float = 20) -> bool:
+    """Whether a process ends: its files are gone a moment before itself."""
+    deadline = time.monotonic() + patience_s
+    while is_running(number) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_running(number)
 
 
 def holder(home: Path) -> "subprocess.Popen[str]":
@@ -60,7 +72,7 @@ def test_the_server_runs_while_it_is_used_and_not_longer(home: Path) -> None:
     with server.embedded(home) as address:
         assert answers(address)
         number = postmaster(home)
-    assert not is_running(number)
+    assert ends(number)
 
 
 def test_a_server_that_a_killed_process_left_behind_is_used_and_then_stopped(home: Path) -> None:
@@ -72,7 +84,7 @@ def test_a_server_that_a_killed_process_left_behind_is_used_and_then_stopped(hom
     with server.embedded(home) as address:
         assert answers(address)
         assert postmaster(home) == left_behind
-    assert not is_running(left_behind)
+    assert ends(left_behind)
 
 
 def test_a_server_that_was_killed_itself_is_started_again(home: Path) -> None:
@@ -99,7 +111,7 @@ def test_the_last_of_two_users_stops_the_server(home: Path) -> None:
         process.kill()
         process.wait()
         assert answers(address)
-    assert not is_running(number)
+    assert ends(number)
     with server.embedded(home) as address:
         with server.embedded(home) as second:
             assert answers(second)

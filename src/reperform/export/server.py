@@ -200,18 +200,20 @@ def _ensure_running(home: Path) -> tuple[Path, "subprocess.Popen[bytes] | None"]
     Returns:
         The folder of its socket, and the server's process if it was started here.
     """
-    cluster = home / "cluster"
+    cluster, child, folder = home / "cluster", None, None
     try:
-        running = _postmaster(cluster)
-        if running is not None and _status(cluster) == "stopping":
-            running = _wait_until_gone(cluster)
-        child = None
-        if running is None:
+        if _status(cluster) == "stopping":
+            _wait_until_gone(cluster)
+        if _postmaster(cluster):
+            folder = _wait_until_ready(home, cluster)
+        if folder is None:  # there was none, or it was about to end
             _initialise(home, cluster)
             child = _start(home, cluster)
-        folder = _wait_until_ready(home, cluster)
+            folder = _wait_until_ready(home, cluster)
     except PermissionError as error:
         raise _not_ours(home, error) from error
+    if folder is None:
+        raise _no_start(home, (home / "log").read_text(errors="replace"))
     _ensure_database(folder)
     return folder, child
 
@@ -304,8 +306,8 @@ def _started(home: Path, cluster: Path, folder: Path) -> "tuple[subprocess.Popen
     return child, log
 
 
-def _wait_until_ready(home: Path, cluster: Path) -> Path:
-    """Wait while the server recovers from a crash; the folder of its socket."""
+def _wait_until_ready(home: Path, cluster: Path) -> Path | None:
+    """Wait while the server recovers from a crash; the folder of its socket, or None when the server has ended."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         lines = _lock_lines(cluster)
@@ -313,8 +315,10 @@ def _wait_until_ready(home: Path, cluster: Path) -> Path:
         try:
             psycopg.connect(**_embedded_address(folder, "postgres").parameters).close()  # type: ignore[arg-type]
         except psycopg.OperationalError as error:
-            if time.monotonic() > deadline or _postmaster(cluster) is None:
+            if time.monotonic() > deadline:
                 raise _no_start(home, str(error)) from None
+            if _postmaster(cluster) is None:
+                return None
             time.sleep(0.05)
         else:
             return folder
