@@ -1,6 +1,5 @@
 """Delimited text and Parquet by a column map: a new bank needs one description in conf/ingest/, and no code."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> 
     def reader(path: Path, where: str) -> tuple[int, tuple[int, pl.DataFrame, pl.DataFrame]]:
         records = file_records(path, spec, where)
         selected = records.fields.filter(meant_for_this_table(spec))
-        rows, wrong = canonical(selected, spec, where)
+        rows, wrong = canonical(selected.with_columns(pl.lit(where).alias(FILE)), spec)
         refused = pl.concat([shape_refusals(records.refused, spec.target, where), wrong])
         return records.count, (records.fields.height - selected.height, rows, refused)
 
@@ -110,14 +109,13 @@ def meant_for_this_table(spec: TableSource) -> pl.Expr:
 
 
 def canonical(
-    fields: pl.DataFrame, spec: TableSource, where: str, problems: tuple[pl.Expr, ...] = ()
+    fields: pl.DataFrame, spec: TableSource, problems: tuple[pl.Expr, ...] = ()
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Canonical rows, and the records that cannot be read.
 
     Args:
-        fields: text columns with `RECORD` and `ROW`.
+        fields: text columns with `FILE`, `RECORD` and `ROW`.
         spec: the column map.
-        where: the file's name below the raw folder.
         problems: further reasons to refuse a record: structs of `rule`, `column`, `value`, null where all is well.
 
     Returns:
@@ -125,7 +123,7 @@ def canonical(
         refused records as `schemas.QUARANTINE`.
     """
     schema = TARGETS[spec.target]
-    columns = parsed_columns(spec, where)
+    columns = parsed_columns(spec)
     typed = fields.with_columns(
         *(column.value.alias(_typed_name(name)) for name, column in columns.items()),
         pl.coalesce([*problems, pl.lit(None, _REASON)]).alias(_WHY),
@@ -137,36 +135,35 @@ def canonical(
             for name, column in columns.items()
         ),
     )
-    rows = typed.filter(~suspect).select(_canonical_columns(columns, schema, where))
+    rows = typed.filter(~suspect).select(_canonical_columns(columns, schema))
     reasons = [pl.col(_WHY), *(_reason(name, columns[name], schema) for name in columns)]
-    wrong = typed.filter(suspect).select(RECORD, ROW, pl.coalesce(reasons).alias(_WHY)).unnest(_WHY)
-    return rows, refusals(wrong, spec.target, where)
+    wrong = typed.filter(suspect).select(FILE, RECORD, ROW, pl.coalesce(reasons).alias(_WHY)).unnest(_WHY)
+    return rows, refusals(wrong, spec.target)
 
 
-def _canonical_columns(columns: Mapping[str, Parsed], schema: pa.DataFrameSchema, where: str) -> list[pl.Expr]:
-    automatic = {"source_file": pl.lit(where), "source_record": pl.col(RECORD)}
+def _canonical_columns(columns: Mapping[str, Parsed], schema: pa.DataFrameSchema) -> list[pl.Expr]:
+    automatic = {"source_file": pl.col(FILE), "source_record": pl.col(RECORD)}
     named = [
         (pl.col(_typed_name(name)) if name in columns else automatic.get(name, pl.lit(None))).cast(kind).alias(name)
         for name, kind in schemas.polars_schema(schema).items()
     ]
-    return [*named, pl.lit(where).alias(FILE), pl.col(RECORD)]
+    return [*named, pl.col(FILE), pl.col(RECORD)]
 
 
 def _typed_name(name: str) -> str:
     return f"__typed_{name}"
 
 
-def refusals(wrong: pl.DataFrame, table: str, where: str) -> pl.DataFrame:
+def refusals(wrong: pl.DataFrame, table: str) -> pl.DataFrame:
     """Refused records as rows of the quarantine.
 
     Args:
-        wrong: `RECORD`, `ROW`, `rule`, `column`, `value`.
+        wrong: `FILE`, `RECORD`, `ROW`, `rule`, `column`, `value`.
         table: the canonical table that they were meant for.
-        where: the file.
     """
     return wrong.select(
         table=pl.lit(table),
-        source_file=pl.lit(where),
+        source_file=pl.col(FILE),
         source_record=pl.col(RECORD),
         rule="rule",
         column="column",
@@ -177,13 +174,13 @@ def refusals(wrong: pl.DataFrame, table: str, where: str) -> pl.DataFrame:
 
 def shape_refusals(refused: pl.DataFrame, table: str, where: str) -> pl.DataFrame:
     """Records whose shape is wrong as rows of the quarantine: no single column is to blame."""
-    return refusals(refused.with_columns(column=pl.lit(None, pl.String)), table, where)
+    return refusals(refused.with_columns(pl.lit(where).alias(FILE), column=pl.lit(None, pl.String)), table)
 
 
-def parsed_columns(spec: TableSource, where: str) -> dict[str, Parsed]:
+def parsed_columns(spec: TableSource) -> dict[str, Parsed]:
     """Every canonical column that the source gives, typed by the target's contract."""
     kinds = schemas.polars_schema(TARGETS[spec.target])
-    parsed = {name: _parse(name, column, kinds[name], spec, where) for name, column in spec.columns.items()}
+    parsed = {name: _parse(name, column, kinds[name], spec) for name, column in spec.columns.items()}
     if spec.amounts is not None:
         parsed |= amount_and_direction(spec.amounts, spec)
     if "currency" in parsed:
@@ -191,8 +188,8 @@ def parsed_columns(spec: TableSource, where: str) -> dict[str, Parsed]:
     return parsed
 
 
-def _parse(name: str, column: Column, kind: Any, spec: TableSource, where: str) -> Parsed:
-    given = _given(column, where)
+def _parse(name: str, column: Column, kind: Any, spec: TableSource) -> Parsed:
+    given = _given(column)
     if column.values is None:
         return _typed(given, name, kind, spec)
     known = values.as_known(given, column.values)
@@ -224,7 +221,7 @@ def _times(column: Column, spec: TableSource) -> Times:
     )
 
 
-def _given(column: Column, where: str) -> pl.Expr:
+def _given(column: Column) -> pl.Expr:
     """The text that a canonical column is made from."""
     if column.column is not None:
         text = pl.col(column.column)
@@ -233,8 +230,7 @@ def _given(column: Column, where: str) -> pl.Expr:
             return pl.when(part.str.len_bytes() > 0).then(part)
         return text
     if column.path is not None:
-        found = re.search(column.path, where)
-        return pl.lit(found.group(1) if found else None, pl.String)
+        return pl.col(FILE).str.extract(column.path, 1)
     return pl.lit(column.constant, pl.String)
 
 
