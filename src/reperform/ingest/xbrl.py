@@ -24,6 +24,7 @@ from reperform.ingest.xbrl_rows import (
     Filing,
     Task,
     as_json,
+    condition,
     is_called_for,
     presence,
     required_row,
@@ -59,7 +60,7 @@ def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> 
         processes: how many files may be read at once.
 
     Returns:
-        Tables filings, facts, messages and checks. A file's records are its facts.
+        Tables filings, facts, messages and checks. The records of a file are its facts, repeated ones included.
 
     Raises:
         ReperformError: for a wrong description, missing files or receipts; and for the first file that cannot be read
@@ -512,8 +513,9 @@ def _required(task: Task, model: Any, facts: Sequence[Fact]) -> list[CheckRow]:
     for fact in facts:
         by_concept[fact.concept].append(fact)
     applies = _asserted(model) | dict.fromkeys(task.required, True)
-    for concept, cause in task.required_when:
-        applies[concept] = is_called_for(by_concept[cause], task)
+    for concept, text in task.required_when:
+        cause, limit = condition(text)
+        applies[concept] = is_called_for(by_concept[cause], task, limit)
     return [
         required_row(task.filing_id, concept, applies=asked, found=presence(by_concept[concept], task))
         for concept, asked in sorted(applies.items())

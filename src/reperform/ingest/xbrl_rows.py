@@ -27,7 +27,7 @@ class Task:
         period_start: first day of the period, if the receipt tells it.
         period_end: last day of the period.
         required: concepts to be reported.
-        required_when: pairs of a concept and the one that calls for it.
+        required_when: pairs of a concept and the condition that calls for it; see `condition`.
         max_bytes: larger files are refused.
     """
 
@@ -213,14 +213,20 @@ def _is_for_period(fact: Fact, task: Task) -> bool:
     return fact.period_start is None or task.period_start is None or fact.period_start == task.period_start
 
 
-def is_called_for(facts: Iterable[Fact], task: Task) -> bool:
-    """Whether the line that another one depends on is more than zero, or true."""
+def is_called_for(facts: Iterable[Fact], task: Task, above: Decimal = Decimal(0)) -> bool:
+    """Whether the line that another one depends on is more than a limit, or true."""
     for fact in facts:
         if fact.dimensions == NO_DIMENSIONS and _is_for_period(fact, task) and fact.value is not None:
             amount = number(fact.value)
-            if fact.value.strip() == "true" or (amount is not None and amount > 0):
+            if fact.value.strip() == "true" or (amount is not None and amount > above):
                 return True
     return False
+
+
+def condition(text: str) -> tuple[str, Decimal]:
+    """Concept and limit of a condition such as `ferc:OperatingRevenues > 500000`; without a limit it is 0."""
+    concept, _, limit = text.partition(">")
+    return concept.strip(), Decimal(limit.strip() or 0)
 
 
 def required_row(

@@ -11,14 +11,14 @@ from pydantic.dataclasses import dataclass
 
 from reperform import schemas
 from reperform.errors import ReperformError
-from reperform.ingest import receipts, taxonomies
-from reperform.ingest.receipts import DueDate, Receipt
+from reperform.ingest import filing_log, taxonomies
+from reperform.ingest.filing_log import DueDate, Receipt
 from reperform.ingest.source import SourceFile, SourceResult, UnreadableFileError, located, matching, sha256_of
 from reperform.ingest.xbrl_precheck import Refusal
 from reperform.ingest.xbrl_rows import Filing, Task
 
+Condition = Annotated[str, Field(pattern=r"^\S+( *> *\d+)?$")]
 STRICT = ConfigDict(extra="forbid")
-DUPLICATES = "less precise or repeated fact (duplicate of another)"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,7 +39,7 @@ class Receipts:
     """Where filing times are written down: one of two.
 
     Args:
-        csv: a log with the columns of `receipts.COLUMNS`, below the raw folder.
+        csv: a log with the columns of `filing_log.COLUMNS`, below the raw folder.
         ferc_feeds: glob of FERC's archived RSS feeds.
     """
 
@@ -60,7 +60,8 @@ class XbrlSource:
         due: month and day, by form, by which an annual form of the year before is due.
         due_time_zone: where that day ends.
         required: concepts that every filing of a form has to report, beside those its taxonomy asserts.
-        required_when: by form: concepts to be reported where another one is more than zero, or true.
+        required_when: by form: concepts to be reported where another one is true or more than zero, or more than a
+            limit, as in `ferc:OperatingRevenues > 500000`.
         max_bytes: larger files are refused.
         kind: `xbrl`.
         on_unreadable_file: what the stage does with a file that is refused.
@@ -74,7 +75,7 @@ class XbrlSource:
     due: dict[str, Annotated[str, Field(pattern=r"^\d\d-\d\d$")]] = field(default_factory=dict)
     due_time_zone: str = "UTC"
     required: dict[str, list[str]] = field(default_factory=dict)
-    required_when: dict[str, dict[str, str]] = field(default_factory=dict)
+    required_when: dict[str, dict[str, Condition]] = field(default_factory=dict)
     max_bytes: Annotated[int, Field(gt=0)] = 200 << 20
     kind: str = "xbrl"
     on_unreadable_file: str = "quarantine"
@@ -99,10 +100,10 @@ def receipts_by_file(name: str, spec: XbrlSource, raw: Path) -> dict[str, Receip
             fix="keep one in conf/ingest/",
         )
     if spec.receipts.csv is not None:
-        return receipts.from_csv(raw / spec.receipts.csv, raw)
+        return filing_log.from_csv(raw / spec.receipts.csv, raw)
     due = {form: DueDate(day, spec.due_time_zone) for form, day in spec.due.items()}
     feeds = matching(f"{name} (receipts)", [str(spec.receipts.ferc_feeds)], raw)
-    return receipts.from_ferc_feeds(feeds, raw, due)
+    return filing_log.from_ferc_feeds(feeds, raw, due)
 
 
 def packages(name: str, spec: XbrlSource, raw: Path) -> list[taxonomies.Package]:
@@ -172,9 +173,9 @@ def source_result(
         content.messages += outcome.messages
         content.checks += outcome.checks
     if spec.receipts.csv is not None:
-        present = {each.path for each in read_files}
-        refused += [unreadable(file, _not_there()) for file in known if file not in present]
-    duplicates = content.facts_read - len(content.facts)
+        absent = [file for file in known if file not in {each.path for each in read_files}]
+        refused += [unreadable(file, _not_there()) for file in absent]
+        read_files += [SourceFile(file, "", 0) for file in absent]
     return SourceResult(
         tables={
             "filings": _frame(filings, schemas.FILINGS),
@@ -183,8 +184,11 @@ def source_result(
             "checks": _frame(content.checks, schemas.CHECKS),
         },
         files=tuple(read_files),
-        left_out={DUPLICATES: duplicates} if duplicates else {},
-        counts={"filings": len(filings)},
+        counts={
+            "facts read": content.facts_read,
+            "facts kept": len(content.facts),
+            "duplicates of other facts": content.facts_read - len(content.facts),
+        },
         unreadable=tuple(refused),
     )
 
