@@ -238,12 +238,39 @@ class ForecastParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class MonitorParams:
-    """Windows and limits of drift."""
+    """Windows and limits of drift.
+
+    Args:
+        current_days: length of the window that ends with the data; it never reaches back into training.
+        bins: training-quantile bins of the population stability index.
+        warn_above: of the index, less what unchanged samples show; likewise for the other limits.
+        act_above: from here on something must be done.
+        missing_warn_above: rise in the share of missing values.
+        missing_act_above: same.
+        alerts_warn_ratio: alerts per day against what the threshold was set for, or the inverse.
+        alerts_act_ratio: same.
+        performance_warn_drop: share of the validation's average precision that is lost.
+        performance_act_drop: same.
+        min_anomalies: fewer known ones in a week tell nothing about performance.
+        silent_warn_days: days on which an institution that usually reports every day sent nothing.
+        silent_act_days: same.
+    """
 
     current_days: Annotated[int, Field(ge=1)]
     bins: Annotated[int, Field(ge=2)]
     warn_above: Positive
     act_above: Positive
+    missing_warn_above: Share
+    missing_act_above: Share
+    alerts_warn_ratio: Annotated[float, Field(gt=1)]
+    alerts_act_ratio: Annotated[float, Field(gt=1)]
+    performance_warn_drop: Share
+    performance_act_drop: Share
+    min_anomalies: Annotated[int, Field(ge=1)]
+    silent_warn_days: Annotated[int, Field(ge=1)]
+    silent_act_days: Annotated[int, Field(ge=1)]
+    bootstrap_rounds: Annotated[int, Field(ge=20)]
+    seed: int
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -294,9 +321,10 @@ class ReportParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class AuditParams:
-    """What the manifest covers."""
+    """What the manifest covers: files and folders, without what meets a pattern."""
 
     include: list[str]
+    exclude: list[str]
 
 
 @dataclass(frozen=True, config=_STRICT)
