@@ -9,8 +9,8 @@ from reperform.errors import ReperformError
 from reperform.ingest.combine import Combined
 from reperform.ingest.source import SOURCE, WHOLE_FILE, SourceResult
 
-# The table that a source's records become rows of. For XBRL one file is one record: a filing.
-MAIN_TABLE = {"iso20022": "transactions", "xbrl": "filings"}
+# The table that a source's records become rows of; a source of tables names its own.
+MAIN_TABLE = {"iso20022": "transactions", "xbrl": "facts"}
 
 
 def receipt(sources: Mapping[str, Mapping[str, Any]], results: Mapping[str, SourceResult], combined: Combined) -> Any:
@@ -42,8 +42,6 @@ def _of_source(name: str, source: Mapping[str, Any], result: SourceResult, combi
         "files_refused": _by_rule(refused.filter(whole)),
         "counts": dict(result.counts),
     }
-    if kind == "xbrl":
-        one |= {"rows_in": len(result.files), "quarantined": _by_rule(refused), "files_refused": {}}
     _check(name, one)
     return one
 
