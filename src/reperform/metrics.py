@@ -450,7 +450,7 @@ def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     share = hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return 0.0 if hits == 0 else centre - half, 1.0 if hits == n else centre + half
 
 
 def psi(reference: Floats, current: Floats, floor: float = 1e-4) -> float:
@@ -537,15 +537,25 @@ def _sigmoid(x: Floats) -> Floats:
 
 
 def _logistic(x: Floats, y: Floats, rounds: int = 100) -> Floats | None:
-    """Newton's method from the base rate; None where it does not settle (truth separated by the prediction)."""
+    """Newton's method with halved steps, from the base rate; None where it does not settle (separated outcomes)."""
     beta = np.array([0.0, math.log(y.mean() / (1 - y.mean()))])
+    loss = _logistic_loss(x, y, beta)
     for _ in range(rounds):
         p = _sigmoid(x @ beta)
         step = np.linalg.pinv((x * (p * (1 - p))[:, None]).T @ x) @ (x.T @ (y - p))
-        beta = beta + step
-        if np.abs(step).max() < 1e-8:  # noqa: PLR2004  # far below what is printed
+        size = 1.0
+        while size > 1e-6 and not _logistic_loss(x, y, beta + size * step) <= loss:  # noqa: PLR2004  # give up halving
+            size /= 2
+        beta = beta + size * step
+        loss = _logistic_loss(x, y, beta)
+        if np.abs(step).max() < 1e-6:  # noqa: PLR2004  # far below what is printed
             return beta
     return None
+
+
+def _logistic_loss(x: Floats, y: Floats, beta: Floats) -> float:
+    margin = x @ beta
+    return float(np.logaddexp(0, margin).sum() - y @ margin)
 
 
 def _normal_quantile(probability: float) -> float:
