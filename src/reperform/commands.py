@@ -54,6 +54,8 @@ def add_commands(sub: Any) -> None:
     one = sub.add_parser("psql", help="open the exported results in psql, with a role that can only read")
     one.add_argument("-c", dest="statement", help="run one statement and leave")
     one.set_defaults(call=_psql)
+    one = sub.add_parser("log", help="show when runs were audited, and check that nobody has changed the log")
+    one.set_defaults(call=_log)
     one = sub.add_parser("summary", help="say what the last run found, and open its report")
     one.set_defaults(call=_summary)
 
@@ -63,6 +65,13 @@ def _psql(arguments: argparse.Namespace) -> int:
 
     given = ["-c", arguments.statement] if arguments.statement else []
     return shell.psql(paths.project_root(), params.load(params.ExportParams), given)
+
+
+def _log(_: argparse.Namespace) -> int:
+    from reperform import audit  # noqa: PLC0415  # no other command needs it
+
+    print("\n".join(audit.log_lines(audit.read_log(paths.data("audit") / audit.LOG))))
+    return 0
 
 
 def _summary(_: argparse.Namespace) -> int:
