@@ -46,6 +46,16 @@ class Place:
     unknown: float
 
     @property
+    def above(self) -> float:
+        """Share of known training values that are larger."""
+        return max(0.0, 1 - self.below - self.equal)
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether no training row had such a value, and all lie to one side of it."""
+        return max(self.below, self.above) >= 1
+
+    @property
     def percentile(self) -> float:
         """Share below and half of the equal ones, times 100."""
         return 100 * (self.below + self.equal / 2)
@@ -231,7 +241,7 @@ def placed(label: str, value: float, place: Place, *, unit: str = "", null_rule:
         return f"{label} {number(value)}, known for no transaction in training"
     of = "transactions in training"
     if place.unknown > SELDOM_UNKNOWN:
-        of = f"the {_percent(1 - place.unknown)} of {of} that have it"
+        of = f"those {_percent(1 - place.unknown)} of {of} that have it"
     if unit == YES_OR_NO:
         return f"{label}: {'yes' if value else 'no'}, as for {_percent(place.equal)} of {of}"
     shown = number(value) if unit in PURE_NUMBERS else f"{number(value)} {unit}"
@@ -239,11 +249,10 @@ def placed(label: str, value: float, place: Place, *, unit: str = "", null_rule:
 
 
 def _standing(place: Place, of: str) -> str:
-    above = max(0.0, 1 - place.below - place.equal)
-    if max(place.below, above) >= 1:
-        return f"{'higher' if place.below >= 1 else 'lower'} than all of {of}"
-    if max(place.below, above) > 0.5:  # noqa: PLR2004  # most of them
-        word, share = ("higher", place.below) if place.below >= above else ("lower", above)
+    if place.is_beyond:
+        return f"{'higher' if place.below >= 1 else 'lower'} than all {of}"
+    if max(place.below, place.above) > 0.5:  # noqa: PLR2004  # most of them
+        word, share = ("higher", place.below) if place.below >= place.above else ("lower", place.above)
         return f"{word} than {_percent(share)} of {of}"
     if place.equal > 0.5:  # noqa: PLR2004  # most of them
         return f"as for {_percent(place.equal)} of {of}"
@@ -275,6 +284,7 @@ def _feature(
         "typical": place.median,
         "percentile": None if math.isnan(place.below) else place.percentile,
         "unknown_in_training": place.unknown,
+        "is_beyond_training": place.is_beyond,
         "contribution": contribution,
         "lime_contribution": float(case.lime[column]),
         "formula": entry.get("formula", ""),
@@ -335,6 +345,9 @@ def _limits(
             f"The {len(told)} features told here hold {_percent(held)} of all contributions; "
             f"{int(features_to_reach(case.shap[None])[0])} of {len(features)} are needed for 80 %."
         )
+    beyond = [f["label"] for f in told if f["is_beyond_training"]]
+    if beyond:
+        limits.append(f"No transaction in training had such a value of {', '.join(beyond)}: the model extrapolates.")
     unknown = int(np.isnan(case.values).sum())
     if unknown:
         limits.append(f"{unknown} of {len(features)} features are unknown for this transaction.")

@@ -216,12 +216,22 @@ def importance_table(
 
 
 def importance_by_kpi(importance: pl.DataFrame) -> pl.DataFrame:
-    """The same by KPI, as sums over features: population, kpi_number, kpi, features, mean_abs_contribution, share."""
+    """The same by number of KPI, as sums over its features.
+
+    Returns:
+        population, kpi_number, kpi (the shortest title, where parts of a KPI have their own), features,
+        mean_abs_contribution, share; largest first.
+    """
     return (
-        importance.sort("population", "kpi_number", "kpi", "rank", nulls_last=True)
-        .group_by("population", "kpi_number", "kpi", maintain_order=True)
-        .agg(pl.len().alias("features"), pl.col("mean_abs_contribution").sum(), pl.col("share").sum())
-        .sort("population", "share", "kpi", descending=[False, True, False])
+        importance.sort("population", "kpi_number", pl.col("kpi").str.len_chars(), "rank", nulls_last=True)
+        .group_by("population", "kpi_number", maintain_order=True)
+        .agg(
+            pl.col("kpi").first(),
+            pl.len().cast(pl.Int64).alias("features"),
+            pl.col("mean_abs_contribution").sum(),
+            pl.col("share").sum(),
+        )
+        .sort("population", "share", "kpi_number", descending=[False, True, False])
     )
 
 
@@ -285,6 +295,15 @@ def definitions(settings: ExplainParams) -> dict[str, str]:
         "confidence": "1 - binary entropy of the ensemble's calibrated probability; not a measure of clarity",
         "documented": "share of absolute contributions on features with a written formula",
     }
+
+
+def in_words(estimate: Mapping[str, Any]) -> str:
+    """An estimate with its interval, such as `0.736 (0.713 to 0.758)`."""
+    if estimate["estimate"] is None:
+        return "n/a"
+    if estimate["low"] is None:
+        return f"{estimate['estimate']:.3f}"
+    return "{estimate:.3f} ({low:.3f} to {high:.3f})".format(**estimate)
 
 
 def _mean_and_draws(rows: pl.DataFrame, column: str, settings: ExplainParams) -> tuple[float, Floats, int]:

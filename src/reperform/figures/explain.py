@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.style  # noqa: F401  # outside of notebooks nothing else loads it, and the project style needs it
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
@@ -40,13 +41,14 @@ def importance(table: pl.DataFrame, top: int = 15) -> Figure:
     colours = _kpi_colours(rows)
     figure, (axes,) = figures.new(7.0, 1.2 + BAR_INCH * rows.height)
     place = np.arange(rows.height)
-    keys = [_kpi(row) for row in rows.iter_rows(named=True)]
-    axes.barh(place, rows["mean_abs_contribution"].to_numpy(), color=[colours[key] for key in keys], height=0.72)
+    bars = [colours[number_of] for number_of in rows["kpi_number"]]
+    axes.barh(place, rows["mean_abs_contribution"].to_numpy(), color=bars, height=0.72)
     axes.set_yticks(place, [labelled(name) for name in rows["feature"]])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"mean |SHAP| over alerts ({rows['unit'][0]})")
-    axes.legend(handles=[Patch(color=c, label=k) for k, c in colours.items()], title="KPI", loc="lower right")
+    handles = [Patch(color=colour, label=_kpi(rows, number_of)) for number_of, colour in colours.items()]
+    axes.legend(handles=handles, title="KPI", loc="lower right")
     return figure
 
 
@@ -65,7 +67,8 @@ def waterfall(receipt: Mapping[str, Any]) -> Figure:
     for place, (_, size) in enumerate(steps):
         colour = figures.VERMILION if size > 0 else figures.BLUE
         axes.barh(place, size, left=at, color=colour, height=0.66)
-        axes.plot([at + size] * 2, [place - 0.33, place + 1.33], color=OTHER, linewidth=0.8)
+        if place + 1 < len(steps):
+            axes.plot([at + size] * 2, [place - 0.33, place + 1.33], color=OTHER, linewidth=0.8)
         axes.annotate(
             f"{size:+.2f}",
             (max(at, at + size), place),
@@ -78,7 +81,8 @@ def waterfall(receipt: Mapping[str, Any]) -> Figure:
     axes.axvline(model["base"], color=OTHER, linestyle=":", linewidth=1)
     axes.set_yticks(range(len(steps)), [name for name, _ in steps])
     axes.set_ylim(len(steps) - 0.4, -0.6)
-    axes.margins(x=0.12)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.1)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(
         f"score of {model['detector']} ({model['unit']}); usual {number(model['base'])}, here {number(model['score'])}"
@@ -107,7 +111,8 @@ def components(quality: Mapping[str, Any]) -> Figure:
     Args:
         quality: `explain/quality.json`.
     """
-    names = ["additivity", *quality["exponents"]]
+    weights = quality["exponents"]
+    names = ["additivity", *sorted(weights, key=lambda name: (-weights[name], name))]
     figure, (axes,) = figures.new(7.0, 3.4)
     for offset, (population, colour) in zip((-0.13, 0.13), POPULATION_COLOURS.items(), strict=True):
         found = quality["populations"][population]
@@ -120,7 +125,7 @@ def components(quality: Mapping[str, Any]) -> Figure:
         label = f"{POPULATION_WORDS[population]}, index {index:.0f}" if index is not None else population
         place = np.array([i for i, _ in known]) + offset
         axes.errorbar(middle, place, xerr=np.maximum(spread, 0), fmt="o", color=colour, label=label, capsize=2.5)
-    axes.set_yticks(range(len(names)), [_component_words(name, quality["exponents"]) for name in names])
+    axes.set_yticks(range(len(names)), [_component_words(name, weights) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-0.03, 1.05)
     axes.set_xlabel(f"component, 0 to 1, with {100 * quality['interval']:.0f} % bootstrap interval over accounts")
@@ -130,7 +135,7 @@ def components(quality: Mapping[str, Any]) -> Figure:
 
 
 def _contributions(axes: Axes, attributions: pl.DataFrame) -> None:
-    wide = attributions.filter(pl.col("population") == "alerts").pivot(
+    wide = attributions.pivot(
         on="method", index=["transaction_id", "feature"], values="contribution", maintain_order=True
     )
     if {"shap", "lime"} <= set(wide.columns):
@@ -159,13 +164,17 @@ def _overlaps(axes: Axes, explainability: pl.DataFrame) -> None:
         axes.legend(loc="best")
 
 
-def _kpi(row: Mapping[str, Any]) -> str:
-    return f"{row['kpi_number']} {row['kpi']}" if row["kpi_number"] else str(row["kpi"] or "none")
+def _kpi(rows: pl.DataFrame, number_of: int | None) -> str:
+    """Number and title; the shortest, where parts of a KPI have titles of their own."""
+    if number_of is None:
+        return "none"
+    titles = rows.filter(pl.col("kpi_number") == number_of)["kpi"].to_list()
+    return f"{number_of} {min(titles, key=len)}"
 
 
-def _kpi_colours(rows: pl.DataFrame) -> dict[str, str]:
-    """KPIs in order of their largest feature; those beyond the palette share grey."""
-    keys = list(dict.fromkeys(_kpi(row) for row in rows.iter_rows(named=True)))
+def _kpi_colours(rows: pl.DataFrame) -> dict[int | None, str]:
+    """A colour for each KPI number, in order of its largest feature; those beyond the palette share grey."""
+    keys = list(dict.fromkeys(rows["kpi_number"].to_list()))
     return {key: KPI_COLOURS[i] if i < len(KPI_COLOURS) else OTHER for i, key in enumerate(keys)}
 
 
@@ -175,7 +184,7 @@ def _with_value(feature: Mapping[str, Any]) -> str:
 
 
 def _component_words(name: str, exponents: Mapping[str, float]) -> str:
-    return f"{name} (gate)" if name == "additivity" else f"{name} (^{exponents[name]:g})"
+    return f"{name} (gate)" if name == "additivity" else f"{name} (weight {exponents[name]:g})"
 
 
 def _nothing(words: str) -> Figure:
