@@ -307,7 +307,7 @@ def leaderboard(document: dict[str, Any], levels: Sequence[int]) -> list[dict[st
         {
             "series": name,
             "model": model,
-            "is_best": model == summary["best"],
+            "is_best": model == summary["best"] and result["n"] > 0,
             **{key: result[key] for key in ("mase", "rmsse", "crps", "skill", "skill_p_value")},
             **{f"coverage_{level}": result[f"coverage_{level}"]["estimate"] for level in levels},
             "n": result["n"],
@@ -479,7 +479,7 @@ def _alert_rows(transactions: pl.DataFrame) -> pl.DataFrame:
 
 
 def run(settings: ForecastParams) -> dict[str, Any]:
-    """Write `data/forecast/{forecasts.parquet,metrics.json}`; returns the document of figures."""
+    """Write `data/forecast/{forecasts.parquet,metrics.json}`; returns both."""
     columns = ["transaction_id", "booked_at", "entity_id", "amount_base"]
     transactions = tables.read_table("validate", "transactions", columns)
     labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
@@ -496,4 +496,4 @@ def run(settings: ForecastParams) -> dict[str, Any]:
     }
     tables.write_table(forecasts, "forecast", "forecasts")
     tables.write_json(report, "forecast", "metrics")
-    return report
+    return {"forecasts": forecasts, "metrics": report}
