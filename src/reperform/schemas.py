@@ -137,6 +137,18 @@ QUARANTINE = _schema(
         "row": _text(),
     },
 )
+QUALITY_DAYS = _schema(
+    # What arrived from whom on which UTC day of booking: gaps and jumps of a feed show here.
+    "quality_days",
+    {
+        "entity_id": _text(),
+        "day": pa.Column(pl.Date),
+        "n_transactions": pa.Column(pl.Int64, pa.Check.gt(0)),
+        "n_accounts": pa.Column(pl.Int64, pa.Check.gt(0)),
+        "amount_base": _number(pa.Check.ge(0)),
+        "median_lateness_hours": _number(),
+    },
+)
 RATES = _schema(
     # Exchange rates as they were published; ingest uses them and hands no table of them on.
     "rates",
