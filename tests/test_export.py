@@ -1,9 +1,14 @@
 """What the stages hand over arrives in PostgreSQL whole, once, readable, and by nobody to be changed but the export."""
 
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -16,14 +21,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reperform import schemas
+from reperform import schemas, tables
 from reperform.errors import ReperformError
-from reperform.export import catalog, loading, server
+from reperform.export import catalog, loading, run, server, sources
 from reperform.export.catalog import Table
 from reperform.export.loading import Filled, Outcome
 from reperform.params import ExportParams
 
 NOON = datetime(2025, 4, 1, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
 ODD = ["O'Neil", 'say "hi"', "a,b;c\td", "line\nbreak\r\n", "", "\\N", "\\.", "NULL", "é😀\u02bb\u202e", "x\0y", " "]
 
 
@@ -259,3 +265,199 @@ def test_rights_that_the_reader_was_given_are_taken_back(load: Any, ask: Any, se
         f" WHERE grantee = '{settings_.reader_role}'"
     )[0]
     assert granted == ["SELECT"]
+
+
+# --- a whole project ---
+
+ROW = {
+    "booked_at": NOON,
+    "known_at": NOON,
+    "account_id": "A1",
+    "counterparty_id": "C'1",
+    "entity_id": "north",
+    "direction": "out",
+    "amount": 10.0,
+    "currency": "EUR",
+    "amount_base": 10.0,
+    "channel": None,
+    "country": None,
+    "latitude": None,
+    "longitude": None,
+    "balance_after": None,
+    "source_file": "f.csv",
+    "source_record": 1,
+}
+
+
+def saved(frame_schema: Any, stage: str, name: str, *rows: dict[str, Any]) -> None:
+    tables.write_table(pl.DataFrame(list(rows), schema=dict(frame_schema), orient="row"), stage, name)
+
+
+@pytest.fixture
+def filled(project: Path, settings_: ExportParams, url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three transactions, one alert with its reasons, one filing with a broken rule, one refused row, two triggers."""
+    monkeypatch.setenv(server.ADDRESS_VARIABLE, url)
+    rows = [{"transaction_id": f"T{i}", **ROW, "amount_base": 0.1 * i, "booked_at": NOON + i * DAY} for i in (1, 2, 3)]
+    saved(schemas.polars_schema(schemas.TRANSACTIONS), "validate", "transactions", *rows)
+    label = {"transaction_id": "T2", "is_anomaly": True, "typology": "structuring", "confirmed_at": NOON + 9 * DAY}
+    saved(schemas.polars_schema(schemas.LABELS), "validate", "labels", label)
+    filing = {"filing_id": "F1", "entity_id": "north", "form": "brr", "period_end": NOON.date(), "filed_at": NOON}
+    saved(schemas.polars_schema(schemas.FILINGS), "validate", "filings", filing | {"source_file": "f.xbrl"})
+    check = {"filing_id": "F1", "family": "balance", "rule": "r", "is_evaluable": True, "is_satisfied": False}
+    broken = [check | {"gap": -3.5}, check | {"gap": 2.0}, check | {"is_satisfied": True, "gap": 0.0}]
+    saved(schemas.polars_schema(schemas.CHECKS), "validate", "checks", *broken)
+    refused = {"table": "transactions", "source_file": "f.csv", "rule": "amount > 0", "column": "amount", "row": "{}"}
+    pair = [refused | {"source_record": 8, "value": "-1"}, refused | {"source_record": 5, "value": "0"}]
+    saved(schemas.polars_schema(schemas.QUARANTINE), "validate", "quarantine", *pair)
+    alert = {name: value for name, value in ROW.items() if name in sources.ALERTS}
+    alert |= {"transaction_id": "T2", "score": 4.0, "probability": 0.9, "rank": 1}
+    saved(sources.ALERTS, "evaluate", "alerts", alert)
+    reason = {"transaction_id": "T2", "detector": "xgboost", "method": "shap"}
+    told = [
+        reason | {"feature": "b", "value": None, "contribution": -0.25, "rank": 2},
+        reason | {"feature": "a", "value": 2.0, "contribution": 12345.5, "rank": 1},
+        reason | {"method": "lime", "feature": "a", "value": 2.0, "contribution": 1.0, "rank": 1},
+    ]
+    saved(sources.ATTRIBUTIONS, "explain", "attributions", *told)
+    tables.write_json([{"name": "a", "kpi": "Velocity", "kpi_number": 1, "unit": "per hour", "formula": "n / W"}],
+                      "featurize", "dictionary")  # fmt: skip
+    saved(sources.FEATURES | {"a": pl.Float64}, "featurize", "features", {"transaction_id": "T2", "a": 2.0})
+    metric = {"estimate": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    metrics = {"rules": {"roc_auc": metric}, "xgboost": {"roc_auc": metric | {"estimate": 0.75, "low": None}}}
+    tables.write_json(metrics, "evaluate", "metrics")
+    trigger = {"rule": "data_drift", "status": "act", "limit": 0.1, "names": ["a"]}
+    tables.write_json({"triggers": [trigger, {"rule": "volume", "status": "stable"}]}, "monitor", "triggers")
+    tables.write_json(
+        {"receipts": [{"transaction": {"transaction_id": "T2"}, "why": "Because."}]}, "explain", "receipts"
+    )
+    return project
+
+
+@pytest.fixture
+def url(address: server.Address) -> str:
+    """The address of the tests' server, as a user would set it."""
+    at = address.parameters
+    return f"postgresql://{at['user']}@/{at['dbname']}?host={at['host']}&port={at['port']}"
+
+
+def test_views_say_what_the_frames_say(filled: Path, settings_: ExportParams, ask: Any) -> None:
+    run(settings_)
+    reasons = "a = 2.0000 (+12345.500); b = unknown (-0.250)"
+    columns = "alert_rank, counterparty_id, amount_base, top_reasons, confirmed_anomaly, source_record"
+    assert ask(f"SELECT {columns} FROM v_alerts") == [(1, "C'1", Decimal("10.0"), reasons, True, 1)]
+    assert ask("SELECT method, reason_rank, feature, kpi, unit, formula FROM v_alert_reasons") == [
+        ("shap", 1, "a", "Velocity", "per hour", "n / W"),
+        ("shap", 2, "b", None, None, None),
+        ("lime", 1, "a", "Velocity", "per hour", "n / W"),
+    ]
+    assert ask("SELECT * FROM v_detector_metrics") == [
+        ("rules", "roc_auc", 0.5, 0.4, 0.6, 3, 0.5, 0.0),
+        ("xgboost", "roc_auc", 0.75, None, 0.6, 3, 0.5, 0.25),
+    ]
+    days = ask("SELECT day, n_transactions, n_out, amount_base, n_alerts, n_confirmed_anomalies FROM v_daily_volume")
+    assert days[1] == (date(2025, 4, 3), 1, 1, Decimal("0.2"), 1, 1)
+    assert [day[3] for day in days] == [Decimal("0.1"), Decimal("0.2"), Decimal("0.30000000000000004")]
+    assert ask("SELECT filing_id, n_broken_rules, largest_gap, score FROM v_filing_scores") == [
+        ("F1", 2, Decimal("3.5"), None)
+    ]
+    assert ask("SELECT rule, n_rows, first_record, first_value FROM v_quarantine_summary") == [
+        ("amount > 0", 2, 5, "-1")
+    ]
+    assert ask("SELECT rule, warn_limit, names FROM v_open_triggers") == [("data_drift", 0.1, ["a"])]
+    assert ask("SELECT why, receipt -> 'transaction' ->> 'transaction_id' FROM receipts") == [("Because.", "T2")]
+
+
+def test_the_receipt_is_the_same_each_time_and_names_no_place(filled: Path, settings_: ExportParams) -> None:
+    run(settings_)
+    first = (filled / "data" / "export" / "receipt.json").read_bytes()
+    run(settings_)
+    assert (filled / "data" / "export" / "receipt.json").read_bytes() == first
+    document = json.loads(first)
+    assert document["tables"]["transactions"]["rows"] == 3
+    assert document["tables"]["transactions"]["sums"]["amount_base"] == "0.60000000000000004"
+    assert b"/tmp" not in first
+    assert b"host" not in first
+
+
+def test_the_receipt_tells_when_a_value_has_changed(filled: Path, settings_: ExportParams) -> None:
+    before = run(settings_)["tables"]
+    saved(sources.FEATURES | {"a": pl.Float64}, "featurize", "features", {"transaction_id": "T2", "a": 2.5})
+    after = run(settings_)["tables"]
+    assert [name for name in before if before[name] != after[name]] == ["features"]
+
+
+def test_a_run_without_any_output_is_valid(
+    project: Path, settings_: ExportParams, url: str, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(server.ADDRESS_VARIABLE, url)
+    document = run(settings_)
+    assert {one["rows"] for one in document["tables"].values()} == {0}
+    for view in catalog.VIEWS:
+        assert ask(f"SELECT * FROM {view.name}") == []
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"), [("none", []), ("alerts", ["T2"]), ("test", ["T3"]), ("all", ["T2", "T3"])]
+)
+def test_feature_rows_are_those_that_were_asked_for(
+    filled: Path, settings_: ExportParams, ask: Any, of: str, expected: list[str]
+) -> None:
+    rows = [{"transaction_id": "T2", "a": 2.0}, {"transaction_id": "T3", "a": 3.0}]
+    saved(sources.FEATURES | {"a": pl.Float64}, "featurize", "features", *rows)
+    splits = [{"transaction_id": "T2", "split": "train"}, {"transaction_id": "T3", "split": "test"}]
+    saved(schemas.polars_schema(schemas.SPLIT_ROWS), "split", "splits", *splits)
+    run(ExportParams(db_schema=settings_.db_schema, reader_role=settings_.reader_role, features_of=of))  # type: ignore[arg-type]
+    assert [row[0] for row in ask("SELECT transaction_id FROM features ORDER BY 1")] == expected
+
+
+def test_every_table_view_and_column_is_explained(filled: Path, settings_: ExportParams, ask: Any) -> None:
+    run(settings_)
+    said = ask(
+        "SELECT c.relname, a.attname, col_description(c.oid, a.attnum), obj_description(c.oid)"
+        " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
+        f" WHERE c.relnamespace = '{settings_.db_schema}'::regnamespace AND c.relkind IN ('r', 'v')"
+    )
+    assert {row[0] for row in said} == {t.name for t in catalog.TABLES} | {view.name for view in catalog.VIEWS}
+    assert [row[:2] for row in said if not row[2] or row[2].startswith("As in the output") or not row[3]] == []
+    assert ("features", "a", "KPI 1: n / W [per hour]") in [row[:3] for row in said]
+
+
+def test_an_output_without_the_columns_of_its_views_is_named(filled: Path, settings_: ExportParams) -> None:
+    tables.write_table(pl.DataFrame({"transaction_id": ["T2"]}), "evaluate", "alerts")
+    with pytest.raises(ReperformError, match=r"alerts lacks columns[\s\S]*rank"):
+        run(settings_)
+
+
+# --- commands ---
+
+
+def command(folder: Path, *arguments: str, url: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "reperform", *arguments],
+        cwd=folder,
+        env={**os.environ, server.ADDRESS_VARIABLE: url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_psql_reads_and_does_not_write(filled: Path, settings_: ExportParams, url: str) -> None:
+    run(settings_)
+    content = (filled / "params.yaml").read_text()
+    for key in ("db_schema", "reader_role"):
+        content = re.sub(rf"{key}: .*", f"{key}: {getattr(settings_, key)}", content)
+    (filled / "params.yaml").write_text(content)
+    got = command(filled, "psql", "-c", "SELECT transaction_id, current_user FROM v_alerts", url=url)
+    assert (got.returncode, got.stderr) == (0, "")
+    assert f"T2             | {settings_.reader_role}" in got.stdout
+    refused = command(filled, "psql", "-c", "DELETE FROM alerts", url=url)
+    assert refused.returncode == 1
+    assert "read-only transaction" in refused.stderr
+
+
+def test_psql_says_when_nothing_was_exported(project: Path, url: str) -> None:
+    got = command(project, "psql", "-c", "SELECT 1", url=url)
+    assert got.returncode == 1
+    assert "run `python -m reperform export`" in got.stderr
+    assert "Traceback" not in got.stderr

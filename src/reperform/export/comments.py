@@ -1,11 +1,16 @@
 """What columns mean, in the words that the database shows. A column's name means the same in every table."""
 
+import re
 from collections.abc import Mapping
 
 COLUMNS: Mapping[str, str] = {
     "above_rules": "The detector's estimate minus that of the rules.",
     "account_id": "Account, as the reporting institution names it.",
+    "act_limit": "From this value on, the rule calls for action.",
+    "acted": "Comparisons that call for action.",
     "actual": "What came; null where the day is not over yet.",
+    "additivity": "1 where the contributions add up to the score, else 0.",
+    "agreement": "Share of the five largest features that SHAP and LIME have in common.",
     "alert_rank": "Place among the alerts of the test period, best first.",
     "amount": "Amount in the transaction's currency, above zero; the direction is a column of its own.",
     "amount_base": "Amount in base currency, at the last rate known when the transaction was known.",
@@ -17,9 +22,11 @@ COLUMNS: Mapping[str, str] = {
     "channel": "How the transaction was made, in the source's words.",
     "code": "Code of the message, as the reader of filings gives it.",
     "column": "Column that broke the rule.",
+    "compared": "Comparisons that the rule looked at.",
     "completeness": "Share of required facts that the filing reports (KPI 9), 0 to 1.",
     "computed": "What the rule works out from the other facts.",
     "concept": "What the fact is, as named by the taxonomy.",
+    "confidence": "How far the calibrated probability is from undecided, 0 to 1.",
     "confirmed_anomaly": "What case handling found; null while it has not been confirmed either way.",
     "confirmed_at": "When the investigation ended with this label (UTC).",
     "consistency": "Share of evaluable rules that the filing meets (KPI 10), 0 to 1.",
@@ -36,11 +43,15 @@ COLUMNS: Mapping[str, str] = {
     "dimensions": "Members of the fact's dimensions, as JSON text; empty braces for none.",
     "direction": "`in` or `out`, seen from the account.",
     "document": "JSON output that the figure stands in, below data/.",
+    "documented": "Share of contributions on features with a written formula.",
     "due_at": "When the filing had to be received (UTC).",
     "entity_id": "Reporting institution.",
     "estimate": "Estimate of the metric; null where it cannot be computed.",
+    "failures": "Rules that the filing breaks, in words.",
+    "faithfulness": "How much faster the score falls when features go in the order of their importance, 0 to 1.",
     "family": "Family of KPIs or of rules.",
     "feature": "Name of the KPI column.",
+    "features": "Number of features.",
     "filed_at": "When the filing was received (UTC).",
     "filing_id": "Filing; a corrected version is a filing of its own.",
     "first_record": "First record of the file with this refusal.",
@@ -51,6 +62,9 @@ COLUMNS: Mapping[str, str] = {
     "greatest": "Greatest value.",
     "high": "Upper end of the interval.",
     "home_country": "Country of the account's holder (ISO 3166-1).",
+    "index": "Explainability index, 0 to 100 (KPI 15).",
+    "index_high": "Upper end of the interval of the index.",
+    "index_low": "Lower end of the interval of the index.",
     "inputs": "Columns that the KPI reads.",
     "is_alert": "Whether the score lies above the alert threshold; null where no threshold applies.",
     "is_anomaly": "Whether it is an anomaly.",
@@ -68,7 +82,12 @@ COLUMNS: Mapping[str, str] = {
     "ledger_gap": "Gap between the filing and the ledger of transactions.",
     "longitude": "Longitude of the transaction, degrees.",
     "low": "Lower end of the interval.",
+    "materiality": "Amount from which a gap matters.",
     "mean": "Mean of the forecast.",
+    "mean_abs_contribution": "Mean of the absolute contributions.",
+    "mean_contribution": "Mean of the contributions.",
+    "measures": "What the value measures.",
+    "member": "Member of the ensemble.",
     "method": "`shap` or `lime`.",
     "metric": "Metric, named as in data/evaluate/metrics.json.",
     "missing": "Required facts that are missing.",
@@ -86,6 +105,8 @@ COLUMNS: Mapping[str, str] = {
     "n_rules": "Rules that the taxonomy has for the form.",
     "n_transactions": "Number of transactions.",
     "name": "Name of the column, rule or figure.",
+    "names": "What the rule found.",
+    "not_applicable": "Facts that the form does not require of this filing.",
     "null_reason": "Why the column is unknown in this run's data, where it always is.",
     "null_rule": "When the KPI is unknown.",
     "null_share": "Share of rows where it is unknown.",
@@ -93,16 +114,22 @@ COLUMNS: Mapping[str, str] = {
     "number": "The figure as a number; in trials, the trial's number.",
     "opened_at": "When the account was opened (UTC).",
     "origin": "Last day that the forecast knew.",
+    "outcome": "Caught, missed, false alarm or rightly passed over.",
     "path": "Dotted path of the figure in its document.",
+    "peer_gap": "Share of facts that most peers report and this filing does not.",
+    "peer_missing": "Those facts.",
     "period_end": "Last day of the period that the filing or fact describes.",
     "period_start": "First day of the period; null for a fact at one moment.",
+    "population": "Alerts, or ordinary transactions drawn at random.",
     "position": "Number of the row in its source, from 0.",
     "probability": "Calibrated probability of an anomaly, 0 to 1; null before calibration.",
     "quantiles": "Quantiles of the column's known values.",
     "rank": "Place, best or strongest first, from 1.",
     "reason_rank": "Place of the feature among the alert's reasons, strongest first.",
     "receipt": "The whole receipt of the alert.",
+    "record": "The whole row as a document.",
     "reported": "What the filing reports.",
+    "restates": "Filing that this one corrects.",
     "row": "The whole refused row as it was read.",
     "rule": "Rule that was checked or broken.",
     "rules_estimate": "The same metric of the threshold rules, the baseline.",
@@ -110,11 +137,14 @@ COLUMNS: Mapping[str, str] = {
     "segment": "Segment of the account's holder.",
     "series": "Which series is forecast.",
     "severity": "How bad: of a message, info to error; of a filing, the largest gap relative to its materiality.",
+    "share": "Share of the whole, 0 to 1.",
     "source": "Where the definition comes from.",
     "source_file": "Raw file that the row came from, below the raw folder.",
     "source_line": "Line in that file.",
     "source_record": "Record in that file.",
+    "sparsity": "How few features hold most of the contributions, 0 to 1.",
     "split": "Part of the calendar: history, train, delay, validation, test or later.",
+    "stability": "How alike the five largest features stay when values are shaken a little, 0 to 1.",
     "state": "How the trial ended.",
     "status": "Whether it calls for action.",
     "table": "Canonical table that the refused row was meant for.",
@@ -122,16 +152,26 @@ COLUMNS: Mapping[str, str] = {
     "timeliness_days": "Days that the filing came late; 0 is in time.",
     "timezone": "Time zone of the account's holder (IANA).",
     "top_reasons": "The three features with the largest SHAP contribution: name = value (contribution).",
+    "topic": "Which of the evaluation's tables.",
     "transaction_id": "Transaction, as the reporting institution names it.",
     "trial": "The whole record of the trial.",
-    "trigger": "The whole record of the trigger.",
     "typology": "Known pattern of abuse; null where it is normal or unknown.",
     "unit": "Unit of the value.",
     "value": "Value.",
+    "warn_limit": "From this value on, the rule warns.",
+    "warned": "Comparisons that call for a look.",
+    "what_to_do": "What the rule asks people to do.",
     "why": "Why the alert was raised, in words.",
     "windows": "Windows that the KPI looks back over.",
     "x": "Horizontal coordinate.",
     "y": "Vertical coordinate.",
+}
+FAMILIES = ("assertion", "balance", "calculation", "ledger", "prior", "required")
+FIGURES: Mapping[str, str] = {
+    "n_evaluable": "Rules that could be evaluated.",
+    "n_failed": "Evaluable rules that the filing breaks.",
+    "severity": "The largest gap relative to its materiality.",
+    "gap": "The largest gap, in the filing's currency.",
 }
 # Where a column says something else than its namesakes.
 SPECIAL: Mapping[tuple[str, str], str] = {
@@ -158,4 +198,15 @@ def of(table: str, column: str, features: Mapping[str, str]) -> str:
         features: KPI columns with their formulas, from the feature dictionary.
     """
     known = SPECIAL.get((table, column)) or features.get(column) or COLUMNS.get(column)
-    return known or f"As in the output that the table comes from: {column}."
+    return known or _composed(column) or f"As in the output that the table comes from: {column}."
+
+
+def _composed(column: str) -> str | None:
+    """What a column means whose name is put together: a quantile of a forecast, or a figure of one family of rules."""
+    quantile = re.fullmatch(r"q_(0?\.\d+)", column)
+    if quantile:
+        return f"Quantile {quantile[1]} of the forecast."
+    family, _, figure = column.partition("_")
+    if family in FAMILIES and figure in FIGURES:
+        return f"{FIGURES[figure]} Rules of family {family} alone."
+    return None

@@ -49,6 +49,44 @@ METRICS: Columns = {
     "high": pl.Float64,
     "n": pl.Int64,
 }
+EVALUATION: Columns = {"topic": pl.String, "position": pl.Int64, "detector": pl.String, "record": pl.String}
+OUTCOMES: Columns = {
+    "transaction_id": pl.String,
+    "booked_at": UTC_US,
+    "entity_id": pl.String,
+    "amount_base": pl.Float64,
+    "score": pl.Float64,
+    "probability": pl.Float64,
+    "is_alert": pl.Boolean,
+    "is_anomaly": pl.Boolean,
+    "typology": pl.String,
+    "outcome": pl.String,
+}
+EXPLAINABILITY: Columns = {
+    "transaction_id": pl.String,
+    "account_id": pl.String,
+    "population": pl.String,
+    "detector": pl.String,
+    "index": pl.Float64,
+    "index_low": pl.Float64,
+    "index_high": pl.Float64,
+}
+MEMBERS: Columns = {
+    "transaction_id": pl.String,
+    "member": pl.String,
+    "score": pl.Float64,
+    "contribution": pl.Float64,
+    "share": pl.Float64,
+}
+IMPORTANCE: Columns = {
+    "population": pl.String,
+    "detector": pl.String,
+    "feature": pl.String,
+    "kpi_number": pl.Int64,
+    "mean_abs_contribution": pl.Float64,
+    "share": pl.Float64,
+    "rank": pl.Int64,
+}
 RECEIPTS: Columns = {"transaction_id": pl.String, "why": pl.String, "receipt": pl.String}
 TRIALS: Columns = {
     "detector": pl.String,
@@ -59,11 +97,17 @@ TRIALS: Columns = {
 }
 MODELS: Columns = {"detector": pl.String, "model": pl.String}
 TRIGGERS: Columns = {
-    "name": pl.String,
-    "kind": pl.String,
+    "rule": pl.String,
     "status": pl.String,
+    "measures": pl.String,
     "value": pl.Float64,
-    "trigger": pl.String,
+    "warn_limit": pl.Float64,
+    "act_limit": pl.Float64,
+    "compared": pl.Int64,
+    "warned": pl.Int64,
+    "acted": pl.Int64,
+    "names": pl.String,
+    "what_to_do": pl.String,
 }
 QUALITY: Columns = {"document": pl.String, "path": pl.String, "number": pl.Float64, "text": pl.String}
 QUALITY_DOCUMENTS = (
@@ -240,6 +284,21 @@ def metrics(_: Settings) -> pl.DataFrame | None:
     return rows_frame(rows, METRICS)
 
 
+def evaluation(_: Settings) -> pl.DataFrame | None:
+    """The rows of every table that the evaluation made, each as a document."""
+    document = _document("evaluate", "tables")
+    if document is None:
+        return None
+    rows = [
+        {"topic": topic, "position": position, "detector": record.get("detector"), "record": record}
+        for topic, records in sorted(document.items())
+        if isinstance(records, list)
+        for position, record in enumerate(records)
+        if isinstance(record, Mapping)
+    ]
+    return rows_frame(rows, EVALUATION)
+
+
 def receipts(_: Settings) -> pl.DataFrame | None:
     """One row per explained alert, with its whole receipt."""
     document = _document("explain", "receipts")
@@ -274,7 +333,8 @@ def triggers(_: Settings) -> pl.DataFrame | None:
     if document is None:
         return None
     triggers = document["triggers"] if isinstance(document, Mapping) else document
-    return rows_frame(triggers, TRIGGERS, rest="trigger")
+    rows = [{**one, "warn_limit": one.get("limit")} for one in triggers]  # LIMIT is a word of SQL's own
+    return rows_frame(rows, TRIGGERS)
 
 
 def quality(_: Settings) -> pl.DataFrame | None:
