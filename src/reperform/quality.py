@@ -12,6 +12,7 @@ from reperform import schemas, validity
 Tables = Mapping[str, pl.DataFrame]
 LATENESS_QUANTILES = (0.5, 0.9, 0.99, 1.0)
 LATE_AFTER_HOURS = 24
+MUCH_LATE = 0.05  # a feed of which more than this share comes late deserves a look
 DELAY_EDGES_DAYS = (0, 1, 2, 3, 5, 7, 10, 14, 21, 30, 45, 60, 90)
 ALL = "all"
 _ISO = "%Y-%m-%dT%H:%M:%SZ"
@@ -295,3 +296,82 @@ def refused_frame(document: Mapping[str, Any]) -> pl.DataFrame:
     ]
     schema = {"stage": pl.String, "rule": pl.String, "n": pl.Int64, "severity": pl.String}
     return pl.DataFrame([*before, *here], schema=schema).sort("n", "rule", descending=[True, False])
+
+
+def fitness(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The questions that decide whether the data are fit for use, each with its answer and whether to look closer."""
+    return [*_about_records(document), *_about_feeds(document), *_about_labels_and_filings(document)]
+
+
+def _about_records(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    came = document["ingest"]["rows_in"]
+    kept_out = document["ingest"]["quarantined"] + sum(table["quarantined"] for table in document["tables"].values())
+    twice = {name: n for name, n in document["duplicates"].items() if n}
+    jumps = next(rule["failing"] for rule in document["rules"] if rule["name"] == "balance_rolls")
+    counts = document["ingest"]["counts"].values()
+    broken, told = (
+        sum(one.get(f"statements_with_{what}", 0) for one in counts) for what in ("broken_balance", "both_balances")
+    )
+    return [
+        _answer("How much is kept out?", f"{kept_out:,} of {came:,} records", look=kept_out > 0, applies=came > 0),
+        _answer("Is anything told twice?", _listed(twice, "{}", "no"), look=bool(twice), applies=came > 0),
+        _answer(
+            "Do balances follow from amounts?",
+            f"{jumps:,} rows do not" if jumps else "yes, in every row",
+            look=jumps > 0,
+            applies=_has_balances(document),
+        ),
+        _answer("Do statements add up?", f"{told - broken:,} of {told:,} do", look=broken > 0, applies=told > 0),
+    ]
+
+
+def _about_feeds(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    gaps = {name: one["days_without_rows"] for name, one in document["sources"].items() if one["days_without_rows"]}
+    late = max((one["share_after_24_hours"] for one in document["lateness_hours"].values()), default=0.0)
+    applies = bool(document["sources"])
+    return [
+        _answer(
+            "Does every feed arrive each day?",
+            _listed(gaps, "{} days without a row", "yes, each of them"),
+            look=bool(gaps),
+            applies=applies,
+        ),
+        _answer(
+            "How much comes later than a day after booking?",
+            f"at most {100 * late:.1f} % of a feed",
+            look=late > MUCH_LATE,
+            applies=applies,
+        ),
+    ]
+
+
+def _about_labels_and_filings(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    labelled, filed = document["labels"], document["filings"]
+    return [
+        _answer(
+            "When are 95 % of labels known?",
+            f"{labelled['delay_days']['0.95'] or 0:.1f} days after booking",
+            look=False,
+            applies=labelled["n"] > 0,
+        ),
+        _answer(
+            "Do filings come in time?",
+            f"{filed['late']:,} of {filed['n']:,} came late",
+            look=filed["late"] > 0,
+            applies=filed["n"] > 0,
+        ),
+    ]
+
+
+def _answer(question: str, answer: str, *, look: bool, applies: bool) -> dict[str, str]:
+    if not applies:
+        return {"question": question, "answer": "does not apply", "look": "no"}
+    return {"question": question, "answer": answer, "look": "yes" if look else "no"}
+
+
+def _has_balances(document: Mapping[str, Any]) -> bool:
+    return bool(document["completeness"].get("transactions", {}).get(ALL, {}).get("balance_after", 0) > 0)
+
+
+def _listed(counts: Mapping[str, int], pattern: str, otherwise: str) -> str:
+    return "; ".join(f"{name.replace('_', ' ')}: {pattern.format(n)}" for name, n in counts.items()) or otherwise
