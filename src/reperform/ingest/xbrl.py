@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from reperform import params, paths, taxonomy
+from reperform.facts import CheckRow, as_json
 from reperform.ingest import taxonomies
 from reperform.ingest.source import SourceResult, located
 from reperform.ingest.xbrl_precheck import Refusal, inspect
 from reperform.ingest.xbrl_rows import (
-    CheckRow,
     Fact,
     Filing,
     Task,
-    as_json,
     condition,
     is_called_for,
     presence,

@@ -1,17 +1,13 @@
 """Facts of a filing as plain rows: duplicates resolved, required lines looked for. Nothing here knows Arelle."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
-# As the columns of schemas.FACTS, MESSAGES and CHECKS.
-FactRow = tuple[str, str, date | None, date | None, str | None, str | None, str | None, bool, str, int | None]
-MessageRow = tuple[str, str, str, str, int | None]
-CheckRow = tuple[str, str, str, bool, bool | None, float | None, float | None, float | None, str | None]
-NO_DIMENSIONS = "{}"
+from reperform.facts import NO_DIMENSIONS, CheckRow, FactRow, MessageRow, as_json, interval, number
+
 EXACT = "INF"
 
 
@@ -106,32 +102,6 @@ class Fact:
             self.dimensions,
             self.line,
         )
-
-
-def as_json(content: Mapping[str, object]) -> str:
-    """Canonical JSON: keys in order, no spaces."""
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def number(text: str | None) -> Decimal | None:
-    """The value of a numeric fact, None where it is no finite number."""
-    try:
-        value = Decimal(str(text).strip())
-    except InvalidOperation:
-        return None
-    return value if value.is_finite() else None
-
-
-def interval(value: Decimal, decimals: str | None) -> tuple[Decimal, Decimal]:
-    """What a reported number can stand for: half a unit of its last accurate digit on both sides.
-
-    Source: XBRL Calculations 1.1, section 3 (round to nearest). A number without accuracy counts as exact.
-    """
-    try:
-        half = Decimal(5).scaleb(-int(str(decimals)) - 1)
-    except ValueError:
-        return value, value
-    return value - half, value + half
 
 
 def without_duplicates(facts: Iterable[Fact]) -> tuple[list[Fact], list[tuple[str, str, str, int | None]]]:

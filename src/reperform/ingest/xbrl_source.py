@@ -52,7 +52,7 @@ class XbrlSource:
     """A source of XBRL filings, as described in `conf/ingest/`.
 
     Args:
-        files: globs below the raw folder.
+        files: one or several globs below the raw folder.
         receipts: see `Receipts`.
         exclude: globs of files to leave out; each has to match, so that none is forgotten.
         taxonomies: zips to unpack.
@@ -67,7 +67,7 @@ class XbrlSource:
         on_unreadable_file: what the stage does with a file that is refused.
     """
 
-    files: list[str]
+    files: list[str] | str
     receipts: Receipts
     exclude: list[str] = field(default_factory=list)
     taxonomies: list[TaxonomyFiles] = field(default_factory=list)
@@ -86,7 +86,8 @@ def chosen_files(name: str, spec: XbrlSource, raw: Path) -> list[Path]:
     left_out: set[Path] = set()
     for pattern in spec.exclude:
         left_out.update(matching(f"{name} (exclude)", [pattern], raw))
-    return [path for path in matching(name, spec.files, raw) if path not in left_out]
+    patterns = [spec.files] if isinstance(spec.files, str) else spec.files
+    return [path for path in matching(name, patterns, raw) if path not in left_out]
 
 
 def receipts_by_file(name: str, spec: XbrlSource, raw: Path) -> dict[str, Receipt]:

@@ -120,21 +120,13 @@ def _late_filing(each: Return, how: Misstatement, rng: np.random.Generator, _tur
 
 
 def _restatement(each: Return, how: Misstatement, rng: np.random.Generator, _turn: int) -> list[Planted]:
-    """The first version flatters loans, fees and profit, and adds up; a second one corrects it."""
+    """The first version flatters loans, equity and fees, and adds up; a second one corrects it."""
     share = _share(rng, how)
-    gain = thousands(_amount(each, ("LoansAndAdvances", END)) * share)
-    flattered = {
-        key: _amount(each, key) + gain
-        for key in (
-            ("LoansAndAdvances", END),
-            ("TotalAssets", END),
-            ("RetainedEarnings", END),
-            ("TotalEquity", END),
-            ("TotalLiabilitiesAndEquity", END),
-            ("NetFeeIncome", MONTH),
-            ("ProfitBeforeTax", MONTH),
-        )
-    }
+    loans = thousands(_amount(each, ("LoansAndAdvances", END)) * share)
+    fees = round(_amount(each, ("NetFeeIncome", MONTH)) * share)
+    stocks = ("LoansAndAdvances", "TotalAssets", "RetainedEarnings", "TotalEquity", "TotalLiabilitiesAndEquity")
+    flattered: dict[Key, Value] = {(name, END): _amount(each, (name, END)) + loans for name in stocks}
+    flattered |= {(name, MONTH): _amount(each, (name, MONTH)) + fees for name in ("NetFeeIncome", "ProfitBeforeTax")}
     corrected = replace(
         each.changed(
             {("IsRestatement", MONTH): True, ("RestatementReason", MONTH): "Loans and fee income were overstated."}
