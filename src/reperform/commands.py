@@ -56,6 +56,9 @@ def add_commands(sub: Any) -> None:
     one.set_defaults(call=_psql)
     one = sub.add_parser("log", help="show when runs were audited, and check that nobody has changed the log")
     one.set_defaults(call=_log)
+    one = sub.add_parser("certify", help="prove that no KPI looks ahead: change what comes after a moment, and compare")
+    one.add_argument("--cuts", type=int, default=3, help="moments to compare at (default: 3)")
+    one.set_defaults(call=_certify)
     one = sub.add_parser("summary", help="say what the last run found, and open its report")
     one.set_defaults(call=_summary)
 
@@ -72,6 +75,12 @@ def _log(_: argparse.Namespace) -> int:
 
     print("\n".join(audit.log_lines(audit.read_log(paths.data("audit") / audit.LOG))))
     return 0
+
+
+def _certify(arguments: argparse.Namespace) -> int:
+    from reperform import certify  # noqa: PLC0415  # pulls in the KPIs
+
+    return certify.main(arguments.cuts)
 
 
 def _summary(_: argparse.Namespace) -> int:

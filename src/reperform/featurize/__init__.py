@@ -87,6 +87,14 @@ def _finite(kpi: Kpi, name: str, values: Any) -> F64:
     return out
 
 
+def ledger_of(
+    transactions: pl.DataFrame, accounts: pl.DataFrame, labels: pl.DataFrame, stage: FeaturizeParams, split: SplitParams
+) -> Ledger:
+    """The tables as KPIs read them."""
+    clock = KPIS["time_pattern"].settings_of(stage.settings).default_timezone
+    return Ledger(transactions, accounts, labels, timedelta(days=split.label_maturity_days), clock)
+
+
 def featurize(
     transactions: pl.DataFrame,
     accounts: pl.DataFrame,
@@ -105,8 +113,7 @@ def featurize(
         split: the calendar; parameters are learned before its `fit_end`.
         fitted: parameters learned earlier, to be used instead of learning them anew.
     """
-    clock = str(stage.settings.get("time_pattern", {}).get("default_timezone", "UTC"))
-    ledger = Ledger(transactions, accounts, labels, timedelta(days=split.label_maturity_days), clock)
+    ledger = ledger_of(transactions, accounts, labels, stage, split)
     learned = dict(fitted) if fitted is not None else fit(ledger, stage, split.fit_end)
     table = compute(ledger, stage, learned)
     return Features(

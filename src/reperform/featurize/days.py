@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from reperform.featurize.kernels import F64, I64
-from reperform.featurize.ledger import Ledger
+from reperform.featurize.ledger import Ledger, codes
 from reperform.featurize.windows import DAY_US
 
 NEVER = 1 << 40  # a day after all days
@@ -22,9 +22,11 @@ class Days:
     Args:
         accounts: account ids in order, those without transactions included.
         segment: of each account.
+        zone: timezone of each account, as a code: days of accounts in one zone begin at one moment.
         starts: shape (accounts + 1,), first slot of each account.
         first_day: of each account, as a day number since 1970.
-        is_open: accounts whose opening date the source gives; others exist once a record of them is known.
+        open_day: day on which each account was opened, or the data begin; `NEVER` where the source does not say: such an account
+            exists once a record of it is known.
         account_of_row: position of each transaction's account.
         day: day number of each transaction.
         known_day: first day at whose start the transaction was known and its day was over.
@@ -32,9 +34,10 @@ class Days:
 
     accounts: pl.Series
     segment: pl.Series
+    zone: I64
     starts: I64
     first_day: I64
-    is_open: I64
+    open_day: I64
     account_of_row: I64
     day: I64
     known_day: I64
@@ -81,22 +84,19 @@ def grid(ledger: Ledger) -> Days:
     np.minimum.at(first_row_day, of_row, day)
     begin, end = int(day.min(initial=NEVER)), int(day.max(initial=-NEVER))
     opened = details["opened_at"].dt.date().cast(pl.Int32).cast(pl.Int64).fill_null(NEVER).to_numpy()
-    first = np.minimum(np.maximum(opened, begin), first_row_day)
+    open_day = np.maximum(opened, begin)
+    first = np.minimum(open_day, first_row_day)
     length = np.maximum(end - first + 1, 0)
     starts = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-    is_open = (opened < NEVER).astype(np.int64)
     segment = details["segment"].fill_null("unknown")
-    return Days(accounts, segment, starts, first, is_open, of_row.astype(np.int64), day, known_days(ledger))
+    zone = codes(details["timezone"].fill_null(ledger.default_timezone))
+    return Days(accounts, segment, zone, starts, first, open_day, of_row.astype(np.int64), day, known_days(ledger))
 
 
 def known_days(ledger: Ledger) -> I64:
-    """First day, by the account's clock, at whose start a transaction was known and its own day was over.
-
-    The clock's distance from UTC is taken as it was when the transaction happened; a change of clocks in between moves
-    the limit by an hour.
-    """
-    offset_us = ledger.local.dt.epoch("us").to_numpy() - ledger.time
-    start_of = -((-(ledger.known + offset_us)) // DAY_US)  # rounded up: known exactly at midnight is known on that day
+    """First day, by the account's clock, at whose start a transaction was known and its own day was over."""
+    # Rounded up: what became known exactly at midnight was known when that day began.
+    start_of = -(-ledger.local_known.dt.epoch("us").to_numpy() // DAY_US)
     return np.maximum(start_of, ledger.local_day + 1)
 
 

@@ -45,7 +45,7 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     few = f"fewer than {settings.least_n} known records in {w}"
     return (
         Column("frequency_surprise", "-log10(2 min(0.5, P(N >= n), P(N <= n))) of yesterday's count n; negative when too few", "signed -log10 p", h, null_rule=young),
-        Column("frequency_q", "its p-value after Benjamini and Hochberg over all accounts of the day", "q-value", h, is_model_input=False, null_rule=young),
+        Column("frequency_q", "its p-value after Benjamini and Hochberg over all accounts of the day and timezone", "q-value", h, is_model_input=False, null_rule=young),
         Column("frequency_n", "transactions on the last complete day", "transactions", "24h", null_rule="the account has no complete day yet"),
         Column("frequency_days_n", "complete days behind the prediction", "days", h, is_model_input=False, null_rule="the account has no complete day yet"),
         Column(f"frequency_burstiness_{w}", "(sd - mean) / (sd + mean) of gaps between records", "-1 to 1", w, null_rule=few),
@@ -64,8 +64,9 @@ def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
     learn, end_day = ledger.known_before(end_us), end_us // DAY_US
     counted = learn & (days.day < end_day)
     n = np.bincount(days.account_of_row[counted], minlength=len(days.accounts))
-    exists = (n > 0) | (days.is_open == 1)
-    length = np.where(exists, np.maximum(end_day - days.first_day, 0), 0)
+    first = days.open_day.copy()
+    np.minimum.at(first, days.account_of_row[counted], days.day[counted])
+    length = np.maximum(end_day - first, 0)
     segments = days.segment.to_numpy()
     usable = length >= 7  # noqa: PLR2004  # a week, so that a rate is no accident of a weekday
     priors = {
@@ -89,8 +90,8 @@ def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
     """Values per slot of the grid, as known at the start of its day."""
     days = ledger.days
     starts, rows = days.arrivals()
-    n, weighted, weight, exists = daily_counts(
-        days.starts, days.first_day, days.is_open, starts, rows, days.day, days.known_day,
+    n, weighted, weight, complete = daily_counts(
+        days.starts, days.first_day, days.open_day, starts, rows, days.day, days.known_day,
         settings.history_days, settings.other_weekday_weight,
     )  # fmt: skip
     shape, rate = _priors(days, fitted)
@@ -99,13 +100,14 @@ def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
     p_low = betainc(shape, n + 1.0, success)
     p_high = np.where(n > 0, betainc(np.maximum(n, 1.0), shape, 1 - success), 1.0)
     p = np.minimum(2 * np.minimum(0.5, np.minimum(p_low, p_high)), 1.0)
+    exists = complete > 0
     usable = exists & ~np.isnan(p)
     surprise = np.where(p_high < p_low, 1.0, -1.0) * -np.log10(np.maximum(p, LEAST_P))
     return {
         "frequency_surprise": np.where(usable, surprise + 0.0, np.nan),
-        "frequency_q": benjamini_hochberg(p, days.slot_day, usable),
+        "frequency_q": benjamini_hochberg(p, _moment(days), usable),
         "frequency_n": np.where(exists, n, np.nan),
-        "frequency_days_n": np.where(exists, _complete_days(days, settings.history_days), np.nan),
+        "frequency_days_n": np.where(exists, np.minimum(complete - 1, settings.history_days), np.nan),
     }
 
 
@@ -117,10 +119,13 @@ def _priors(days: Days, fitted: dict[str, Any]) -> tuple[F64, F64]:
     return by_slot[:, 0], by_slot[:, 1]
 
 
-def _complete_days(days: Days, most: int) -> I64:
-    """Days before the last complete one, at most `most`."""
-    elapsed = days.slot_day - days.first_day[days.slot_account]
-    return np.clip(elapsed - 1, 0, most)
+def _moment(days: Days) -> I64:
+    """Code of the moment at which each slot's day begins.
+
+    A day begins later in New York than in Berlin: a correction over both would know in Berlin what is still to come
+    in New York. (The certificate found this.)
+    """
+    return days.slot_day * (int(days.zone.max(initial=0)) + 1) + days.zone[days.slot_account]
 
 
 def benjamini_hochberg(p: F64, group: I64, usable: Mask) -> F64:

@@ -464,20 +464,20 @@ def gap_statistics(events: I64, time: I64, rows: int) -> tuple[I64, F64, F64, F6
 def daily_counts(
     slot_starts: I64,
     first_day: I64,
-    is_open: I64,
+    open_day: I64,
     arrival_starts: I64,
     arrivals: I64,
     day: I64,
     known_day: I64,
     history_days: int,
     other_weight: float,
-) -> tuple[F64, F64, F64, Any]:
+) -> tuple[F64, F64, F64, I64]:
     """Transactions on the last complete day and on days before it, as known at the start of each slot's day.
 
     Args:
         slot_starts: first slot of each account.
         first_day: day number of each account's first slot.
-        is_open: 1 for accounts that exist from their first day, 0 for those that exist once a record is known.
+        open_day: day on which each account begins, whether or not a record of it is known.
         arrival_starts: where each account's rows begin in `arrivals`.
         arrivals: rows per account in order of `known_day`.
         day: day number of each row.
@@ -486,31 +486,31 @@ def daily_counts(
         other_weight: weight of days on another day of the week than the last one.
 
     Returns:
-        Per slot: count on the last complete day; weighted sum of earlier counts; sum of weights; whether there is a
-        complete day.
+        Per slot: count on the last complete day; weighted sum of earlier counts; sum of weights; complete days.
     """
     slots = slot_starts[-1]
     last, weighted, weight = np.zeros(slots), np.zeros(slots), np.zeros(slots)
-    exists = np.zeros(slots, np.bool_)
+    complete = np.zeros(slots, np.int64)
     for account in range(len(slot_starts) - 1):
         begin, length = slot_starts[account], slot_starts[account + 1] - slot_starts[account]
         counts = np.zeros(length, np.int64)
         at, end = arrival_starts[account], arrival_starts[account + 1]
-        known = is_open[account] == 1
+        origin = open_day[account] - first_day[account]  # first day that is known to belong to the account
         for offset in range(length):
             while at < end and known_day[arrivals[at]] <= first_day[account] + offset:
-                counts[day[arrivals[at]] - first_day[account]] += 1
-                known = True
+                place = day[arrivals[at]] - first_day[account]
+                counts[place] += 1
+                origin = min(origin, place)
                 at += 1
-            if offset == 0 or not known:
+            if offset <= origin:
                 continue
-            exists[begin + offset] = True
+            complete[begin + offset] = offset - origin
             last[begin + offset] = counts[offset - 1]
-            for back in range(1, min(history_days, offset - 1) + 1):
+            for back in range(1, min(history_days, offset - 1 - origin) + 1):
                 share = 1.0 if back % 7 == 0 else other_weight
                 weighted[begin + offset] += share * counts[offset - 1 - back]
                 weight[begin + offset] += share
-    return last, weighted, weight, exists
+    return last, weighted, weight, complete
 
 
 @kernel

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from reperform.errors import ReperformError
 from reperform.featurize.kernels import F64, I64
 from reperform.featurize.windows import FOREVER_US, History
+from reperform.schemas import UTC_US
 
 if TYPE_CHECKING:
     from reperform.featurize.days import Days
@@ -135,11 +136,18 @@ class Ledger:
     @cached_property
     def local(self) -> pl.Series:
         """When each row happened by the clock on the account's wall: without zone, summer time observed."""
+        return self._by_the_wall(self.transactions["booked_at"])
+
+    @cached_property
+    def local_known(self) -> pl.Series:
+        """When each row became known by the same clock."""
+        return self._by_the_wall(pl.Series(self.known).cast(UTC_US))
+
+    def _by_the_wall(self, times: pl.Series) -> pl.Series:
         zones = self._details["timezone"].fill_null(self.default_timezone)
-        booked = self.transactions["booked_at"]
         out = pl.select(pl.repeat(None, len(self), dtype=pl.Datetime("us"))).to_series()
         for zone in sorted(zones.unique()):
-            out = out.zip_with(zones != zone, _wall_clock(booked, zone))
+            out = out.zip_with(zones != zone, _wall_clock(times, zone))
         return out.alias("local")
 
     @cached_property
@@ -196,7 +204,7 @@ def pair_codes(first: I64, second: I64) -> I64:
 
 def _microseconds(times: pl.Series) -> I64:
     """Microseconds since 1970 UTC; `UNKNOWN_TIME_US` for null."""
-    return times.cast(pl.Datetime("us", "UTC")).dt.epoch("us").fill_null(UNKNOWN_TIME_US).to_numpy().astype(np.int64)
+    return times.cast(UTC_US).dt.epoch("us").fill_null(UNKNOWN_TIME_US).to_numpy().astype(np.int64)
 
 
 def _wall_clock(booked: pl.Series, zone: str) -> pl.Series:
