@@ -82,7 +82,7 @@ def waterfall(receipt: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(steps)), [name for name, _ in steps])
     axes.set_ylim(len(steps) - 0.4, -0.6)
     axes.use_sticky_edges = False
-    axes.margins(x=0.1)
+    axes.margins(x=0.14)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(
         f"score of {model['detector']} ({model['unit']}); usual {number(model['base'])}, here {number(model['score'])}"
