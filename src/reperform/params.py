@@ -225,7 +225,11 @@ class ExplainParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class ForecastParams:
-    """Series, horizon and rolling origins; `rate_models` forecast shares of rows, `models` everything else."""
+    """Series, horizon and rolling origins; `rate_models` forecast shares of rows, `models` everything else.
+
+    The risk of an account (KPI 14) is fitted for `risk_fit_days` ahead, judged for `risk_horizon_days`, and shown for
+    each of `risk_shown_days`.
+    """
 
     horizon_days: Annotated[int, Field(ge=1)]
     origins: Annotated[int, Field(ge=3)]
@@ -233,6 +237,10 @@ class ForecastParams:
     levels: list[Annotated[int, Field(ge=1, le=99)]]
     models: list[str]
     rate_models: list[str]
+    risk_fit_days: Annotated[int, Field(ge=1)]
+    risk_horizon_days: Annotated[int, Field(ge=1)]
+    risk_shown_days: list[Annotated[int, Field(ge=1)]]
+    bootstrap_rounds: Annotated[int, Field(ge=20)]
     seed: int
 
 

@@ -95,6 +95,63 @@ def coverage(document: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def account_risk(risks: pl.DataFrame, document: Mapping[str, Any], top: int = 7) -> Figure:
+    """The risk of accounts: predicted against observed a horizon ago, and the course of those now at most risk.
+
+    Args:
+        risks: `data/forecast/account_risk.parquet`.
+        document: `account_risk` of `data/forecast/metrics.json`.
+        top: how many accounts.
+    """
+    figure, (left, right) = figures.new(9.4, 3.8, columns=2)
+    judged, horizon = document.get("judged"), document.get("horizon_days")
+    if judged:
+        _deciles(left, judged["reliability"])
+    else:
+        _nothing(figure, left, "no horizon whose labels have matured")
+    shown = risks.filter(pl.col("horizon_days") == horizon)
+    names = [one["account_id"] for one in document.get("highest", [])[:top]]
+    if not names:
+        return _nothing(figure, right, "no account has a risk")
+    for name in names:
+        part = shown.filter(pl.col("account_id") == name).sort("snapshot")
+        past, final = (part.filter(pl.col("model") == model) for model in ("past", "final"))
+        (line,) = right.plot(past["snapshot"].to_numpy(), past["probability"], marker=".", label=name)
+        # a second model, which knows more: a point of its own, so that a change of model does not look like a rise
+        right.plot(final["snapshot"].to_numpy(), final["probability"], marker="D", color=line.get_color(), markersize=5)
+    right.set_ylabel(f"probability within {horizon} days")
+    right.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    right.set_ylim(bottom=0)
+    _dates(right)
+    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="account")
+    return figure
+
+
+def _deciles(axes: Axes, bins: Sequence[Mapping[str, float]]) -> None:
+    predicted, observed, low, high = (np.array([b[k] for b in bins]) for k in ("predicted", "observed", "low", "high"))
+    axes.errorbar(
+        predicted,
+        observed,
+        yerr=[np.maximum(observed - low, 0), np.maximum(high - observed, 0)],
+        fmt="o",
+        color=BLUE,
+        ecolor=SKY,
+        label="tenth of accounts, 95 % interval",
+    )
+    end = float(max(predicted.max(), high.max())) * 1.05
+    axes.plot([0, end], [0, end], color=GREY, linewidth=1, linestyle=":", label="perfectly calibrated")
+    axes.set(xlabel="predicted", ylabel="share of accounts with an anomaly", xlim=(0, end), ylim=(0, end))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes.legend(loc="upper left")
+
+
+def _dates(axes: Axes) -> None:
+    locator = AutoDateLocator(minticks=4, maxticks=9)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
 def _panel(axes: Axes, forecasts: pl.DataFrame, document: Mapping[str, Any], name: str) -> None:
     summary = document["series"][name]
     rows = forecasts.filter((pl.col("series") == name) & (pl.col("model") == summary["best"]))
@@ -117,16 +174,13 @@ def _panel(axes: Axes, forecasts: pl.DataFrame, document: Mapping[str, Any], nam
         axes.axvline(day[0] - np.timedelta64(12, "h"), color=GREY, linewidth=0.8, linestyle=":")
     past = rows.filter(pl.col("actual").is_not_null()).sort("day")
     axes.plot(past["day"].to_numpy(), past["actual"], "o", color=BLACK, markersize=3, label="what came")
-    locator = AutoDateLocator(minticks=4, maxticks=9)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    _dates(axes)
     axes.set_title(f"{name}: {summary['best'].replace('_', ' ')}")
     axes.set_ylabel(summary["unit"].replace(" per ", "\nper ", 1))
     axes.set_ylim(bottom=0 if rows[f"low_{wide}"].min() == 0 else None)
 
 
-def _nothing(figure: Figure, axes: Axes) -> Figure:
-    text = "Nothing to draw: no series is long enough."
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY)
+def _nothing(figure: Figure, axes: Axes, reason: str = "no series is long enough") -> Figure:
+    axes.text(0.5, 0.5, f"Nothing to draw: {reason}.", ha="center", va="center", transform=axes.transAxes, color=GREY)
     axes.set_axis_off()
     return figure

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from reperform import metrics, schemas, tables
+from reperform import metrics
 from reperform.errors import ReperformError, nearest
 from reperform.metrics import Floats
 from reperform.params import ForecastParams
@@ -463,37 +463,3 @@ def _coverage(inside: metrics.Bools) -> dict[str, Any]:
 
 def _mean(values: Floats) -> float | None:
     return float(values.mean()) if values.size and np.isfinite(values).all() else None
-
-
-def _alert_rows(transactions: pl.DataFrame) -> pl.DataFrame:
-    """Rows that the ensemble scored without having learned from them, and whether each is an alert."""
-    scores = (
-        tables.read_table("ensemble", "scores", ["transaction_id", "split", "is_alert"])
-        .filter(pl.col("split").is_in(["validation", "delay", "test", "later"]) & pl.col("is_alert").is_not_null())
-        .select("transaction_id", "is_alert")
-    )
-    joined = transactions.select("transaction_id", "booked_at").join(
-        scores, on="transaction_id", how="inner", maintain_order="left"
-    )
-    return joined.select("booked_at", "is_alert")
-
-
-def run(settings: ForecastParams) -> dict[str, Any]:
-    """Write `data/forecast/{forecasts.parquet,metrics.json}`; returns both."""
-    columns = ["transaction_id", "booked_at", "entity_id", "amount_base"]
-    transactions = tables.read_table("validate", "transactions", columns)
-    labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
-    every = daily_series(transactions, _alert_rows(transactions), labels)
-    forecasts, document = forecast_all(every, settings)
-    report = {
-        "n": len(every),
-        "baseline": BASELINE,
-        "horizon_days": settings.horizon_days,
-        "season_days": settings.season_days,
-        "levels": settings.levels,
-        "series": document,
-        "leaderboard": leaderboard(document, settings.levels),
-    }
-    tables.write_table(forecasts, "forecast", "forecasts")
-    tables.write_json(report, "forecast", "metrics")
-    return {"forecasts": forecasts, "metrics": report}
