@@ -1,7 +1,9 @@
 """Stage explain as a whole, on a small project: what it writes, from what, and what it never writes."""
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -138,7 +140,7 @@ def write_project(members: list[str], share: float) -> None:
     tables.write_table(labels, "validate", "labels")
     wide = {}
     for name in members:
-        plain = {"n_estimators": 20}
+        plain = {"n_estimators": 15} | ({"max_bin": 64} if name == "xgboost" else {})
         detector = detectors.build(name, plain, features=FEATURES, seed=1)
         detector.fit(x[learns].astype(np.float32), y[learns].astype(np.int8))
         detectors.save(detector, paths.data("train") / name / "model")
@@ -185,18 +187,33 @@ def alerts_of(frame: pl.DataFrame, scores: pl.DataFrame, y: np.ndarray) -> pl.Da
     return joined.with_columns(day=pl.col("booked_at").dt.date(), rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
 
 
+def new_project(folder: Path) -> Path:
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    (folder / "params.yaml").write_text(CALENDAR)
+    return folder
+
+
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    (tmp_path / "params.yaml").write_text(CALENDAR)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(new_project(tmp_path))
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, explain.Result]]:
+    """A project whose alerts were explained, and what the stage returned; tests only read it."""
+    folder = new_project(tmp_path_factory.mktemp("explained"))
+    with contextlib.chdir(folder):
+        write_project(["xgboost", "isolation_forest"], share=0.02)
+        yield folder, explain.run(SETTINGS)
+
+
 @pytest.fixture
-def boosted(small: Path) -> Path:
-    write_project(["xgboost", "isolation_forest"], share=0.02)
-    return small
+def boosted(explained: tuple[Path, explain.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same project to change and to explain again."""
+    shutil.copytree(explained[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def settings(**changes: Any) -> ExplainParams:
@@ -218,9 +235,9 @@ def hashes(root: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_every_alert_gets_shap_lime_and_a_receipt(boosted: Path) -> None:
-    result = explain.run(SETTINGS)
-    alerts = tables.read_table("evaluate", "alerts")
+def test_every_alert_gets_shap_lime_and_a_receipt(explained: tuple[Path, explain.Result]) -> None:
+    _, result = explained
+    alerts = pl.read_parquet(explained[0] / "data/evaluate/alerts.parquet")
     assert alerts.height > 3
     assert [r["transaction"]["transaction_id"] for r in result.receipts["receipts"]] == alerts[
         "transaction_id"
@@ -233,9 +250,14 @@ def test_every_alert_gets_shap_lime_and_a_receipt(boosted: Path) -> None:
     assert set(first) <= {"pass_through_72h", "velocity_n_24h"}
 
 
-def test_contributions_and_members_add_up_to_the_published_scores(boosted: Path) -> None:
-    result = explain.run(SETTINGS)
-    published = dict(tables.read_table("train/xgboost", "scores").select("transaction_id", "score").iter_rows())
+def test_contributions_and_members_add_up_to_the_published_scores(explained: tuple[Path, explain.Result]) -> None:
+    _, result = explained
+    scores = pl.read_parquet(explained[0] / "data/train/xgboost/scores.parquet")
+    published = dict(scores.select("transaction_id", "score").iter_rows())
+        pl.read_parquet(explained[0] / "data/train/xgboost/scores.parquet")
+        .select("transaction_id", "score")
+        .iter_rows()
+    )
     for one in result.receipts["receipts"]:
         model, name = one["explained_member"], one["transaction"]["transaction_id"]
         assert model["score"] == published[name]
@@ -260,18 +282,16 @@ def test_a_score_that_was_tampered_with_fails_the_gate_and_is_named(boosted: Pat
     assert "do not add up" in limits
 
 
-def test_receipts_hold_no_truth(boosted: Path) -> None:
-    explain.run(SETTINGS)
-    document = json.loads((boosted / "data/explain/receipts.json").read_text())
+def test_receipts_hold_no_truth(explained: tuple[Path, explain.Result]) -> None:
+    document = json.loads((explained[0] / "data/explain/receipts.json").read_text())
     assert document["receipts"]
     assert not TRUTH & set(keys_in(document))
     assert "mule" not in json.dumps(document)
-    for file in (boosted / "data" / "explain").glob("*.parquet"):
+    for file in (explained[0] / "data" / "explain").glob("*.parquet"):
         assert not TRUTH & set(pl.read_parquet_schema(file))
 
 
 def test_another_truth_beside_the_alerts_changes_nothing(boosted: Path) -> None:
-    explain.run(SETTINGS)
     before = hashes(boosted)
     alerts = tables.read_table("evaluate", "alerts")
     tables.write_table(alerts.with_columns(is_anomaly=~pl.col("is_anomaly"), typology=None), "evaluate", "alerts")
@@ -280,8 +300,8 @@ def test_another_truth_beside_the_alerts_changes_nothing(boosted: Path) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes(boosted: Path) -> None:
-    explain.run(SETTINGS)
     before = hashes(boosted)
+    shutil.rmtree(boosted / "data" / "explain")
     explain.run(SETTINGS)
     assert hashes(boosted) == before
     assert set(before) == {
@@ -295,8 +315,8 @@ def test_the_same_inputs_give_the_same_bytes(boosted: Path) -> None:
     }
 
 
-def test_a_cut_is_said_and_does_not_change_what_is_left(boosted: Path) -> None:
-    whole = explain.run(SETTINGS)
+def test_a_cut_is_said_and_does_not_change_what_is_left(explained: tuple[Path, explain.Result], boosted: Path) -> None:
+    _, whole = explained
     cut = explain.run(settings(max_alerts=2, non_alerts=0))
     assert cut.receipts["left_out"] == whole.receipts["alerts"] - 2 > 0
     assert cut.receipts["receipts"][1]["features"] == whole.receipts["receipts"][1]["features"]
@@ -304,11 +324,11 @@ def test_a_cut_is_said_and_does_not_change_what_is_left(boosted: Path) -> None:
     assert cut.attributions.equals(whole.attributions.filter(pl.col("transaction_id").is_in(ids)))
 
 
-def test_alerts_and_random_non_alerts_are_measured(boosted: Path) -> None:
-    result = explain.run(SETTINGS)
+def test_alerts_and_random_non_alerts_are_measured(explained: tuple[Path, explain.Result]) -> None:
+    _, result = explained
     table = result.explainability
     assert table.filter(pl.col("population") == "non_alerts").height == SETTINGS.non_alerts
-    alerts = set(tables.read_table("evaluate", "alerts")["transaction_id"])
+    alerts = set(pl.read_parquet(explained[0] / "data/evaluate/alerts.parquet")["transaction_id"])
     assert not alerts & set(table.filter(pl.col("population") == "non_alerts")["transaction_id"])
     for population in ("alerts", "non_alerts", "both"):
         found = result.quality["populations"][population]
@@ -318,8 +338,9 @@ def test_alerts_and_random_non_alerts_are_measured(boosted: Path) -> None:
     assert result.quality["populations"]["alerts"]["index"]["estimate"] == pytest.approx(mean)
 
 
-def test_explanations_follow_what_was_learned(boosted: Path) -> None:
-    found = explain.run(SETTINGS).quality["sanity"]["permuted_labels"]
+def test_explanations_follow_what_was_learned(explained: tuple[Path, explain.Result]) -> None:
+    _, result = explained
+    found = result.quality["sanity"]["permuted_labels"]
     assert found["permuted_labels"]["estimate"] < found["true_labels"]["estimate"]
     assert found["anomalies_fitted"] > 0
 
@@ -332,8 +353,9 @@ def test_a_feature_without_a_formula_counts_as_undocumented(boosted: Path) -> No
     assert 0 < found < 1
 
 
-def test_importance_sums_to_one_by_population_and_by_kpi(boosted: Path) -> None:
-    importance = explain.run(SETTINGS).importance
+def test_importance_sums_to_one_by_population_and_by_kpi(explained: tuple[Path, explain.Result]) -> None:
+    _, result = explained
+    importance = result.importance
     by_kpi = results.importance_by_kpi(importance)
     for table in (importance, by_kpi):
         shares = table.sort("population").group_by("population", maintain_order=True).agg(pl.col("share").sum())

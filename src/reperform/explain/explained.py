@@ -17,7 +17,7 @@ from reperform.explain.receipts import LOG_ODDS
 from reperform.params import ExplainParams
 
 BOOSTED = "xgboost"
-STABILITY_ROWS_IF_SAMPLED = 20  # a sampled SHAP value takes thousands of scores, so few rows are explained ten times
+STABILITY_ROWS_IF_SAMPLED = 10  # a sampled SHAP value takes thousands of scores, so few rows are explained ten times
 
 
 @dataclass(frozen=True)
