@@ -254,10 +254,6 @@ def test_contributions_and_members_add_up_to_the_published_scores(explained: tup
     _, result = explained
     scores = pl.read_parquet(explained[0] / "data/train/xgboost/scores.parquet")
     published = dict(scores.select("transaction_id", "score").iter_rows())
-        pl.read_parquet(explained[0] / "data/train/xgboost/scores.parquet")
-        .select("transaction_id", "score")
-        .iter_rows()
-    )
     for one in result.receipts["receipts"]:
         model, name = one["explained_member"], one["transaction"]["transaction_id"]
         assert model["score"] == published[name]
