@@ -341,6 +341,14 @@ TABLES = (
         documents=frozenset(["names"]),
     ),
     Table(
+        "quality_days",
+        "data/validate/quality_days.parquet",
+        "How much each institution sent per day, and how late.",
+        ("entity_id", "day"),
+        sources.QUALITY_DAYS,
+        sources.parquet("validate", "quality_days"),
+    ),
+    Table(
         "quality",
         ", ".join(f"data/{stage}/{name}.json" for stage, name in sources.QUALITY_DOCUMENTS),
         "Every figure of the listed documents under its path.",

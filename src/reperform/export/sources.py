@@ -110,6 +110,14 @@ TRIGGERS: Columns = {
     "what_to_do": pl.String,
 }
 QUALITY: Columns = {"document": pl.String, "path": pl.String, "number": pl.Float64, "text": pl.String}
+QUALITY_DAYS: Columns = {
+    "entity_id": pl.String,
+    "day": pl.Date,
+    "n_transactions": pl.Int64,
+    "n_accounts": pl.Int64,
+    "amount_base": pl.Float64,
+    "median_lateness_hours": pl.Float64,
+}
 QUALITY_DOCUMENTS = (
     ("ensemble", "thresholds"),
     ("explain", "quality"),
