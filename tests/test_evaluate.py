@@ -141,6 +141,13 @@ def test_a_label_of_normal_needs_no_maturity() -> None:
     assert got["is_anomaly"].to_list() == [False]
 
 
+def test_what_is_known_ends_at_the_midnight_after_the_data() -> None:
+    rows = transactions(40, days=2)
+    late = labels(("t00001", True, START + timedelta(days=20, hours=3)))
+    assert truth.knowledge_end(rows, late, START) == START + timedelta(days=21)
+    assert truth.knowledge_end(rows.clear(), late.clear(), START) == START
+
+
 def test_accounts_found_before_a_day_are_left_out_from_that_day_on() -> None:
     day = timedelta(days=1)
     rows = pl.DataFrame(
@@ -431,16 +438,27 @@ def write_inputs(rows: pl.DataFrame) -> None:
     tables.write_table(scores(rows, value, alert=value > 2), "ensemble", "scores")
 
 
-@pytest.mark.parametrize(("n", "reason"), [(300, None), (0, "no transactions in the test period")])
-def test_a_run_writes_the_same_bytes_twice_and_works_without_transactions(
-    project: Path, n: int, reason: str | None
+@pytest.mark.parametrize(
+    ("n", "kind", "reason"),
+    [
+        (300, "planted", None),
+        (300, "labels", "no anomaly among the test rows whose truth is known"),
+        (0, "planted", "no transactions in the test period"),
+        (0, "labels", "no transactions in the test period"),
+    ],
+)
+def test_a_run_writes_the_same_bytes_twice_and_works_without_transactions_or_anomalies(
+    project: Path, n: int, kind: str, reason: str | None
 ) -> None:
-    write_inputs(transactions(n))
-    result = evaluate.run(SETTINGS)
+    write_inputs(transactions(n, days=40))
+    given = EvaluateParams(**{**SETTINGS.__dict__, "truth": kind})
+    result = evaluate.run(given)
     folder = project / "data" / "evaluate"
     first = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-    evaluate.run(SETTINGS)
+    evaluate.run(given)
     assert {path.name: path.read_bytes() for path in sorted(folder.iterdir())} == first
     assert sorted(first) == ["alerts.parquet", "curves.parquet", "metrics.json", "outcomes.parquet", "tables.json"]
     assert result["tables"]["reason"] == reason
-    assert result["metrics"]["ensemble"]["average_precision"]["n"] == n
+    counts = result["tables"]["counts"]
+    assert counts["measured"] + counts["unknown_truth"] == n
+    assert result["metrics"]["ensemble"]["average_precision"]["n"] == counts["measured"]

@@ -45,7 +45,7 @@ def _rows_of_test(settings: EvaluateParams, calendar: SplitParams, labels: pl.Da
     if settings.truth == "planted":
         kept = planted_truth(kept, tables.read_table("simulate", "truth"), transactions)
     else:
-        known_at = knowledge_end(transactions, labels)
+        known_at = knowledge_end(transactions, labels, calendar.test_end)
         kept = label_truth(kept, labels, known_at=known_at, maturity_days=calendar.label_maturity_days)
     return kept, {
         "test_rows": rows.height,

@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 
 from reperform import schemas
-from reperform.errors import ReperformError
 from reperform.metrics import Bools
 
 TRUTH_COLUMNS = ("is_anomaly", "typology", "event_id", "event_started_at")
@@ -60,12 +59,18 @@ def label_truth(rows: pl.DataFrame, labels: pl.DataFrame, *, known_at: datetime,
     )
 
 
-def knowledge_end(transactions: pl.DataFrame, labels: pl.DataFrame) -> datetime:
-    """The first midnight (UTC) after everything that is in the data: nothing later can be known."""
+def knowledge_end(transactions: pl.DataFrame, labels: pl.DataFrame, default: datetime) -> datetime:
+    """The first midnight (UTC) after everything that is in the data, because nothing later can be known.
+
+    Args:
+        transactions: with known_at.
+        labels: with confirmed_at.
+        default: what to take when both are empty.
+    """
     moments: list[Any] = [transactions["known_at"].max(), labels["confirmed_at"].max()]
     last = max((moment for moment in moments if moment is not None), default=None)
     if last is None:
-        raise ReperformError("There are no transactions to look at.", where="data/validate/transactions.parquet")
+        return default
     return datetime.combine(last.date() + timedelta(days=1), datetime.min.time(), tzinfo=last.tzinfo)
 
 
