@@ -366,7 +366,7 @@ def _odd_growths(past: Past, known: FilingDetectorSettings) -> Iterator[tuple[fl
 def _periods(kpis: Kpis, last: Kpis, start: Kpis) -> int:
     """How many periods lie between a filing and an earlier one, in units of the step since the last one."""
     step, whole = kpis["period_end"] - last["period_end"], kpis["period_end"] - start["period_end"]
-    return max(1, round(whole / step))
+    return max(1, int(whole / step + 0.5))
 
 
 def _odd_ratios(past: Past, known: FilingDetectorSettings) -> Iterator[tuple[float, str]]:
