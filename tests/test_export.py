@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -265,6 +266,49 @@ def test_rights_that_the_reader_was_given_are_taken_back(load: Any, ask: Any, se
         f" WHERE grantee = '{settings_.reader_role}'"
     )[0]
     assert granted == ["SELECT"]
+
+
+# --- users of a server of one's own ---
+
+
+@pytest.fixture
+def loader(ask: Any, settings_: ExportParams) -> str:
+    """A user without any rights of a superuser, who may make schemas."""
+    name = f"{settings_.db_schema}_loader"
+    ask(f"CREATE ROLE {name} LOGIN; GRANT CREATE, TEMPORARY ON DATABASE reperform TO {name}")
+    return name
+
+
+def load_as(user: str, address: server.Address, settings_: ExportParams, *filled: Filled) -> dict[str, Outcome]:
+    return loading.load(server.connect(address, user=user), filled, (), settings_, where="test")
+
+
+def test_a_user_who_may_make_roles_loads_and_can_take_on_the_readers_role(
+    address: server.Address, settings_: ExportParams, loader: str, ask: Any
+) -> None:
+    ask(f"ALTER ROLE {loader} CREATEROLE")
+    assert load_as(loader, address, settings_, table(things(1)))["things"].changed == 1
+    assert load_as(loader, address, settings_, table(things(1)))["things"].changed == 0
+    as_reader = f"-c role={settings_.reader_role}"
+    assert ask("SELECT id FROM things", user=loader, also=as_reader) == [("0",)]
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        ask("DELETE FROM things", user=loader, also=as_reader)
+
+
+def test_a_user_who_may_not_make_roles_is_told_so_and_can_use_one_that_exists(
+    address: server.Address, settings_: ExportParams, loader: str, ask: Any
+) -> None:
+    with pytest.raises(ReperformError, match=r"permission denied[\s\S]*make the reader role beforehand"):
+        load_as(loader, address, settings_, table(things(1)))
+    ask(f"CREATE ROLE {settings_.reader_role} LOGIN")
+    assert load_as(loader, address, settings_, table(things(1)))["things"].changed == 1
+    assert ask("SELECT id FROM things", user=settings_.reader_role) == [("0",)]
+
+
+def test_two_exports_at_once_take_turns(load: Any) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(lambda _: load(table(things(*range(2000))))["things"].changed, range(2)))
+    assert sorted(got) == [0, 2000]
 
 
 # --- a whole project ---

@@ -356,7 +356,6 @@ def run(settings: AuditParams) -> dict[str, Any]:
         "commit": _commit(root),
     }
     entry = append(log, "audit", facts, now=datetime.now(UTC))
-    print(
-        f"audit: {document['n_files']:,} files, root {document['root']}, log entry {entry['sequence']} {entry['hash']}"
-    )
+    print(f"audit: {document['n_files']:,} files, root {document['root']}")
+    print(f"audit: log entry {entry['sequence']}, hash {entry['hash']}")
     return document
