@@ -10,10 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound
 from jinja2.exceptions import TemplateError
+from omegaconf import OmegaConf
 
 from reperform import notebooks, paths, tables
 from reperform.errors import ReperformError, nearest
-from reperform.params import ReportParams
+from reperform.params import ReportParams, raw
 from reperform.report import pages, render
 from reperform.report.evidence import Evidence
 from reperform.report.narration import as_markdown
@@ -86,10 +87,28 @@ def write_pages(params: ReportParams, root: Path, build: Path, menu: str) -> lis
     written = []
     for name in params.pages:
         evidence = Evidence(root, build / f"{name}_files")
-        context = {"params": params, "menu": menu, "page": pages, "root": root}
+        context = {"params": params, "menu": menu, "page": pages, "root": root, **_helpers(root)}
         text = filled(name, root / "reports" / "templates", evidence, context)
         written.append(Page(tables.write_text(text, build / f"{name}.qmd"), name))
     return written
+
+
+def _helpers(root: Path) -> dict[str, Any]:
+    """What templates may call: figures by stage, and the functions with which stages arrange their own documents."""
+    from reperform import quality  # noqa: PLC0415  # heavy, and only this stage needs them all
+    from reperform.explain import receipts  # noqa: PLC0415
+    from reperform.figures import evaluate, explain, filings, forecast, monitor, validate  # noqa: PLC0415
+
+    content = {key: value for key, value in raw(root / "params.yaml").items() if key != "compose"}
+    modules = (evaluate, explain, filings, forecast, monitor, validate)
+    drawn = {module.__name__.rsplit(".", maxsplit=1)[-1]: module for module in modules}
+    return {
+        "figures": drawn,
+        "limits": (content["monitor"]["warn_above"], content["monitor"]["act_above"]),
+        "parameters": OmegaConf.to_yaml(OmegaConf.create(content)).strip(),
+        "quality": quality,
+        "receipts": receipts,
+    }
 
 
 def write_notebook_pages(executed: Iterable[Path], build: Path, menu: str) -> list[Page]:

@@ -1,12 +1,20 @@
 """Tables that report templates need and no stage writes as such: joins and selections of outputs, no new numbers."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from reperform import __version__
+from reperform.params import ReportParams, raw
 from reperform.report.evidence import Evidence, formatted
+from reperform.report.render import find_renderer
+from reperform.stages import STAGES
 
 METRICS = "evaluate/metrics"
 CLAUSE_COLUMNS = {
@@ -69,3 +77,198 @@ def only(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> list[dict[str, Any
 def picked(rows: Sequence[Mapping[str, Any]], *columns: str) -> list[dict[str, Any]]:
     """Some columns of each row, in the order given."""
     return [{column: row.get(column) for column in columns} for row in rows]
+
+
+def unlike(rows: Sequence[Mapping[str, Any]], column: str, *values: Any) -> list[dict[str, Any]]:
+    """The rows whose column has none of the values."""
+    return [dict(row) for row in rows if row.get(column) not in values]
+
+
+def keyed(rows: Mapping[str, Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """A mapping of records as rows, its keys in a column of their own."""
+    return [{name: key} | dict(row) for key, row in rows.items()]
+
+
+def identity(params: ReportParams, root: Path, e: Evidence) -> list[dict[str, str]]:
+    """Name, version, owner and what the model was made from."""
+    renderer = find_renderer()
+    lock = hashlib.sha256((root / "requirements.lock").read_bytes()).hexdigest()
+    return [
+        {"item": "model", "value": f"reperform ensemble of {', '.join(e.get('evaluate/tables', 'detectors'))}"},
+        {"item": "version", "value": __version__},
+        {"item": "owner", "value": params.owner},
+        {"item": "tier", "value": params.tier},
+        {"item": "environment", "value": f"requirements.lock, SHA-256 {lock}"},
+        {"item": "rendered with", "value": f"{renderer.name} {renderer.version}"},
+        {"item": "code, data, parameters, models", "value": "data/audit/manifest.json holds the hash of each file"},
+    ]
+
+
+def stage_table() -> list[dict[str, str]]:
+    """The stages in order."""
+    return [{"stage": stage.name, "what": stage.summary, "writes": stage.writes} for stage in STAGES]
+
+
+def reconciliation(e: Evidence) -> list[dict[str, Any]]:
+    """Rows in, out and refused, at ingest per source and at validate per table."""
+    sources = e.get("ingest/receipt", "sources")
+    ingested = [
+        {
+            "stage": "ingest",
+            "table": name,
+            "rows_in": one["rows_in"],
+            "rows_out": one["rows_out"],
+            "quarantined": sum(one["quarantined"].values()),
+        }
+        for name, one in sources.items()
+    ]
+    validated = [{"stage": "validate", "table": n} | dict(c) for n, c in e.get("validate/quality", "tables").items()]
+    return [*ingested, *validated]
+
+
+def inputs(e: Evidence) -> list[dict[str, Any]]:
+    """Raw files per source, with one hash over the sorted hashes of the files."""
+    rows = []
+    for name, one in e.get("ingest/receipt", "sources").items():
+        hashes = "\n".join(sorted(file["sha256"] for file in one["files"]))
+        digest = hashlib.sha256(hashes.encode()).hexdigest()
+        rows.append(
+            {
+                "source": name,
+                "files": len(one["files"]),
+                "rows_in": one["rows_in"],
+                "rows_out": one["rows_out"],
+                "sha256": f"`{digest}`",
+            }
+        )
+    return rows
+
+
+def exported(e: Evidence) -> list[dict[str, Any]]:
+    """Tables in PostgreSQL with their rows."""
+    return keyed(e.get("export/receipt", "tables"), "table")
+
+
+def kpi_table(e: Evidence) -> list[dict[str, Any]]:
+    """One row per KPI out of the feature dictionary."""
+    rows: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for entry in e.get("featurize/dictionary"):
+        rows.setdefault((entry["kpi_number"] or 0, entry["kpi"] or "no KPI"), []).append(entry)
+    return [
+        {
+            "kpi_number": number or None,
+            "kpi": name,
+            "features": len(entries),
+            "inputs_to_models": sum(entry["is_model_input"] for entry in entries),
+            "key": ", ".join(sorted({entry["key"] for entry in entries})),
+            "null_share": sum(entry["null_share"] or 0 for entry in entries) / len(entries),
+            "source": "; ".join(dict.fromkeys(entry["source"] for entry in entries)),
+        }
+        for (number, name), entries in sorted(rows.items())
+    ]
+
+
+def calendar(e: Evidence) -> list[dict[str, Any]]:
+    """What each of the two fits learns from, and which labels it may know."""
+    return keyed(e.get("split/summary", "fits"), "fit")
+
+
+def fits(e: Evidence) -> list[dict[str, Any]]:
+    """Rows, anomalies and features of each detector's final fit."""
+    rows = []
+    for name in e.get("evaluate/tables", "detectors"):
+        if not e.has(f"train/{name}/fit"):
+            continue
+        document = e.get(f"train/{name}/fit")
+        final = document.get("fits", {}).get("final", {})
+        rows.append(
+            {
+                "detector": name,
+                "features": len(document["features"]),
+                "seed": document.get("seed"),
+                **{key: value for key, value in final.items() if isinstance(value, int | float | str)},
+            }
+        )
+    return rows
+
+
+def plan(root: Path) -> list[dict[str, Any]]:
+    """The limits that monitoring uses, from params.yaml."""
+    return [{"rule": key, "value": value} for key, value in raw(root / "params.yaml")["monitor"].items()]
+
+
+def explainability(e: Evidence) -> list[dict[str, Any]]:
+    """The components of KPI 15 on alerts."""
+    quality = e.get("explain/quality")
+    of = quality["populations"]["alerts"]
+    return [
+        {"component": name, "value": interval(of.get(name)), "meaning": quality["definitions"][name]}
+        for name in ("index", "additivity", *quality["exponents"])
+    ]
+
+
+def alert_list(receipts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per alert."""
+    return [
+        {
+            "rank": one["alert"]["rank"],
+            "transaction": one["transaction"]["transaction_id"],
+            "booked_at": str(one["transaction"]["booked_at"])[:19].replace("T", " "),
+            "institution": one["transaction"]["entity_id"],
+            "amount": one["transaction"]["amount_base"],
+            "probability": one["alert"]["probability"],
+        }
+        for one in receipts
+    ]
+
+
+def certificate_text(e: Evidence) -> str:
+    """What the leakage certificate of this run says, or how to make one."""
+    if not e.has("featurize/certificate"):
+        return (
+            "`python -m reperform certify` changes all rows and labels after a random cut, computes all features "
+            "again, and compares each earlier cell bit by bit; it also plants leaks and must catch each. "
+            "The test suite runs its short form; this run holds no certificate of its own."
+        )
+    found = e.get("featurize/certificate")
+    return (
+        f"{found['cells_compared']:,} cells before {len(found['cuts'])} random cuts were compared after all that lies "
+        f"behind each cut had been changed; {found['cells_differing']:,} differ. "
+        f"{found['leaks_caught']} of {found['leaks_planted']} planted leaks were caught."
+    )
+
+
+def filing_frame(e: Evidence) -> pl.DataFrame:
+    """Filings with their scores and KPIs, highest score first."""
+    scores = e.frame("ensemble/filing_scores").select("filing_id", "score", "is_alert")
+    kpis = e.frame("featurize/filing_kpis")
+    joined = kpis.join(scores, on="filing_id", how="inner", maintain_order="left")
+    ranked = joined.sort(["score", "filing_id"], descending=[True, False])
+    return ranked.with_row_index("rank", offset=1).with_columns(pl.col("rank").cast(pl.Int64))
+
+
+def filings(e: Evidence) -> list[dict[str, Any]]:
+    """Filings with their scores and KPIs as rows."""
+    return filing_frame(e).to_dicts()
+
+
+def filing_reasons(e: Evidence) -> list[dict[str, Any]]:
+    """What the filings detector says of each flagged filing, highest score first."""
+    reasons = e.frame("ensemble/filing_reasons").select("filing_id", "reasons")
+    flagged = filing_frame(e).filter("is_alert").select("filing_id")
+    return flagged.join(reasons, on="filing_id", how="left", maintain_order="left").to_dicts()
+
+
+def rule_table(e: Evidence) -> list[dict[str, Any]]:
+    """Evaluated and broken rules by family."""
+    checks = e.frame("featurize/filing_checks").filter("is_evaluable").sort("family", "filing_id", "rule")
+    broken = ~pl.col("is_satisfied")
+    return (
+        checks.group_by("family", maintain_order=True)
+        .agg(
+            pl.len().cast(pl.Int64).alias("rules"),
+            broken.sum().cast(pl.Int64).alias("failed"),
+            pl.col("filing_id").filter(broken).n_unique().cast(pl.Int64).alias("filings"),
+        )
+        .to_dicts()
+    )
