@@ -26,7 +26,7 @@ from reperform.simulate.bank_returns import (
     ledger_totals,
     opening_deposits,
 )
-from reperform.simulate.misstatements import KINDS, PLANTERS, Kind, Misstatement, drawn_days, office_hours
+from reperform.simulate.misstatements import KINDS, PLANTERS, Kind, Misstatement, Planted, drawn_days, office_hours
 from reperform.taxonomy import BY_NAME, CHANNEL_MEMBERS, RETURN
 
 TRUTH_SCHEMA = {"filing_id": pl.String, "misstatement": pl.String, "concept": pl.String, "detail": pl.String}
@@ -137,15 +137,23 @@ def misstate(
     """
     asked = settings.misstatements
     queue = [(kind, turn) for kind in KINDS if kind in asked for turn in range(asked[kind].filings)]
-    chosen = rng.permutation(len(returns))[: int(len(returns) * settings.largest_misstated_share)]
+    chosen = iter(rng.permutation(len(returns))[: int(len(returns) * settings.largest_misstated_share)])
     filed = {each.filing_id: each for each in returns}
     truth: list[tuple[str, str, str, str]] = []
-    for (kind, turn), index in zip(queue, chosen, strict=False):
-        for misstated, concept, detail in PLANTERS[kind](returns[int(index)], asked[kind], rng, turn):
+    for kind, turn in queue:
+        # A filing that this kind would not change (no cash deposits to hide) is passed over: the truth must not lie.
+        tried = (PLANTERS[kind](returns[int(index)], asked[kind], rng, turn) for index in chosen)
+        for misstated, concept, detail in next((done for done in tried if _differs(done, filed)), []):
             filed[misstated.filing_id] = misstated
             truth.append((misstated.filing_id, kind, taxonomy.qname(concept) if concept else "", detail))
     frame = pl.DataFrame(sorted(truth), schema=TRUTH_SCHEMA, orient="row")
     return sorted(filed.values(), key=lambda each: (each.filed_at, each.filing_id)), frame
+
+
+def _differs(done: Sequence[Planted], filed: Mapping[str, Return]) -> bool:
+    misstated = done[0][0]
+    honest = filed[misstated.filing_id]
+    return (misstated.values, misstated.filed_at) != (honest.values, honest.filed_at)
 
 
 def file_name(each: Return) -> str:

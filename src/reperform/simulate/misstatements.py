@@ -147,7 +147,7 @@ def _restatement(each: Return, how: Misstatement, rng: np.random.Generator, _tur
 def _ledger_contradiction(each: Return, how: Misstatement, rng: np.random.Generator, turn: int) -> list[Planted]:
     """In turn: flows in and out understated alike, so that the return still adds up; or cash deposits understated."""
     share = _share(rng, how)
-    if turn % 2:
+    if turn % 2 and _amount(each, _where("CashDepositsValue")):
         names = ("CashDepositsValue", "CashDepositsNumber")
         changes: dict[Key, Value] = {_where(name): round(_amount(each, _where(name)) * (1 - share)) for name in names}
         return [(each.changed(changes), names[0], f"{share:.1%} less than the ledger holds")]
