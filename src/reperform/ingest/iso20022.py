@@ -16,12 +16,14 @@ from reperform.ingest.column_map import STRICT, Amounts, Column, TableSource, Ti
 from reperform.ingest.delimited import ROW
 from reperform.ingest.source import FILE, RECORD, SourceResult, quarantine_frame, read_files, row_as_json
 from reperform.ingest.table import canonical, no_rows
+from reperform.ingest.values import with_point
 
 NOT_BOOKED = "entry_not_booked"
 BALANCE_BROKEN = "statement.balance"
 DETAILS_BROKEN = "statement.details"
 _ROWS_PER_PART = 20_000
-_UNITS = 100_000  # ISO 20022 amounts have at most five decimals: whole numbers of these add up exactly
+_PLACES = 5  # ISO 20022 amounts have at most five decimals: whole numbers of such units add up exactly
+_UNITS = 10**_PLACES
 _KINDS = {name: pl.Int64 if name == "statement" else pl.String for name in FIELDS}
 
 
@@ -203,9 +205,9 @@ def with_balances(entries: pl.DataFrame, statements: list[Statement], where: str
             opening[statement.number] = int(next(iter(statement.opening.values())) * _UNITS)
         found += _findings(statement, gap, where)
     start = pl.col("statement").replace_strict(opening, default=None, return_dtype=pl.Int64)
-    balance = (start + pl.col("__units").cum_sum().over("statement")) / _UNITS
+    balance = with_point((start + pl.col("__units").cum_sum().over("statement")).cast(pl.String), _PLACES)
     messages = pl.DataFrame(found, schema=schemas.polars_schema(schemas.MESSAGES))
-    return moved.with_columns(balance=pl.when(counts).then(balance).cast(pl.String)).drop("__units"), messages
+    return moved.with_columns(balance=pl.when(counts).then(balance)).drop("__units"), messages
 
 
 def balance_gap(statement: Statement, moved: Decimal) -> Decimal | None:

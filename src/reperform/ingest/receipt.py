@@ -11,6 +11,8 @@ from reperform.ingest.source import SOURCE, WHOLE_FILE, SourceResult
 
 # The table that a source's records become rows of; a source of tables names its own.
 MAIN_TABLE = {"iso20022": "transactions", "xbrl": "facts"}
+# A fact that says the same as another one of its filing is counted by the reader, and kept once.
+COUNTED_ONCE = ("duplicates of other facts",)
 
 
 def receipt(sources: Mapping[str, Mapping[str, Any]], results: Mapping[str, SourceResult], combined: Combined) -> Any:
@@ -37,10 +39,10 @@ def _of_source(name: str, source: Mapping[str, Any], result: SourceResult, combi
         "rows_in": sum(file.records for file in result.files),
         "rows_out": combined.rows_out[name].get(main, 0),
         "tables": combined.rows_out[name],
-        "left_out": dict(result.left_out),
+        "left_out": {**result.left_out, **{name: n for name, n in result.counts.items() if n and name in COUNTED_ONCE}},
         "quarantined": _by_rule(refused.filter(~whole)),
         "files_refused": _by_rule(refused.filter(whole)),
-        "counts": dict(result.counts),
+        "counts": {name: n for name, n in result.counts.items() if name not in COUNTED_ONCE},
     }
     _check(name, one)
     return one

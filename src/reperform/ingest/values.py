@@ -19,6 +19,7 @@ EPOCHS_PER_SECOND = {"epoch_s": 1, "epoch_ms": 1000}
 TRUTH_VALUES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _MICROSECONDS = 1_000_000
 _WITH_OFFSET = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
+_WHOLE = r"^[+-]?\d+$"
 _PLAIN_NUMBER = r"^[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?$"
 
 
@@ -66,12 +67,21 @@ def as_number(given: pl.Expr, form: Format, minor_units: int = 0) -> Parsed:
         text = pl.when(grouped).then(text.str.replace_all(form.thousands, "", literal=True)).otherwise(text)
     if form.decimal != ".":
         text = pl.when(~text.str.contains(".", literal=True)).then(text.str.replace(form.decimal, ".", literal=True))
-    number = pl.when(text.str.contains(_PLAIN_NUMBER)).then(text).cast(pl.Float64, strict=False)
     if minor_units:
-        # Division by a power of ten is rounded once, so 1234 cents is the same number as the text 12.34.
-        whole = text.str.contains(r"^[+-]?\d+$")
-        number = pl.when(whole).then(number / 10**minor_units)
+        text = pl.when(text.str.contains(_WHOLE)).then(with_point(text, minor_units))
+    number = pl.when(text.str.contains(_PLAIN_NUMBER)).then(text).cast(pl.Float64, strict=False)
     return _parsed(given, pl.when(number.is_finite()).then(number), BAD_NUMBER)
+
+
+def with_point(whole: pl.Expr, places: int) -> pl.Expr:
+    """Texts of whole numbers with a decimal point set: `-1234` with two places is `-12.34`.
+
+    Polars divides by a constant by multiplying with its inverse: 41 / 100 becomes 0.41000000000000003. The text is
+    exact, and its nearest float is the one that the text 0.41 has.
+    """
+    digits = whole.str.replace(r"^[+-]", "").str.zfill(places + 1)
+    sign = pl.when(whole.str.starts_with("-")).then(pl.lit("-")).otherwise(pl.lit(""))
+    return pl.concat_str(sign, digits.str.head(-places), pl.lit("."), digits.str.tail(places))
 
 
 def as_time(given: pl.Expr, times: Times, add_days: float = 0.0) -> Parsed:
