@@ -105,8 +105,8 @@ def _explained(where: str) -> Iterator[None]:
 
 def _refused(error: psycopg.Error, where: str) -> ReperformError:
     advice = {
-        errors.InsufficientPrivilege: "give the user CREATE and TEMPORARY on the database (and CREATEROLE, or make the reader role "
-        "beforehand), or name another user",
+        errors.InsufficientPrivilege: "give the user CREATE and TEMPORARY on the database (and CREATEROLE, or make "
+        "the reader role beforehand), or name another user",
         errors.LockNotAvailable: "wait until the other export or the long query has ended, and run this again",
         errors.DependentObjectsStillExist: "drop the view that depends on it, or set export.db_schema to another name",
         errors.UniqueViolation: "mend the stage that made the table: its key repeats",
