@@ -605,3 +605,227 @@ def daily_balances(
                 below += balance[place] < 0
             out[6, slot] = below
     return out[0], out[1], out[2], out[3], out[4], out[5], out[6]
+
+
+@kernel
+def _first_not_before(time: I64, rows: I64, start: int, end: int, moment: int) -> int:
+    """How many of the rows happened before a moment; they are in order of time."""
+    low, high = start, end
+    while low < high:
+        middle = (low + high) // 2
+        if time[rows[middle]] < moment:
+            low = middle + 1
+        else:
+            high = middle
+    return low - start
+
+
+@kernel
+def returning_paths(
+    edge_starts: I64,
+    edge_rows: I64,
+    time: I64,
+    enter: I64,
+    cents: I64,
+    payer: I64,
+    payee: I64,
+    window_us: int,
+    longest: int,
+    tolerance: float,
+    most_edges: int,
+) -> tuple[I64, I64, I64, I64]:
+    """Walk backwards from each row along payments of decreasing time, and see whether its payee paid at the beginning.
+
+    Args:
+        edge_starts: where each node's incoming payments begin in `edge_rows`.
+        edge_rows: rows per payee in order of time.
+        time: microseconds.
+        enter: first moment at which others can see each row.
+        cents: amounts.
+        payer: node that pays; -1 where a side is not named.
+        payee: node that is paid.
+        window_us: age of the oldest payment.
+        longest: payments on a path, the row included.
+        tolerance: share by which amounts may differ from the row's.
+        most_edges: payments that are looked at per row.
+
+    Returns:
+        Per row: circles; payments in the longest circle; payments on the longest path; 1 if the search was cut short.
+    """
+    rows = len(time)
+    cycles, farthest = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    chain, truncated = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    node, at = np.empty(longest + 1, np.int64), np.empty(longest + 1, np.int64)
+    for row in range(rows):
+        if payer[row] < 0:
+            continue
+        low, high = (1 - tolerance) * cents[row], (1 + tolerance) * cents[row]
+        oldest, looked, depth = time[row] - window_us, 0, 0
+        node[0] = payer[row]
+        start, end = edge_starts[node[0]], edge_starts[node[0] + 1]
+        at[0] = start + _first_not_before(time, edge_rows, start, end, time[row]) - 1
+        chain[row] = 1
+        while depth >= 0:
+            position = at[depth]
+            if position < edge_starts[node[depth]] or time[edge_rows[position]] < oldest:
+                depth -= 1
+                continue
+            looked += 1
+            if looked > most_edges:
+                truncated[row] = 1
+                break
+            at[depth] -= 1
+            edge = edge_rows[position]
+            if enter[edge] > time[row] or cents[edge] < low or cents[edge] > high:
+                continue
+            origin = payer[edge]
+            visited = False
+            for earlier in range(depth + 1):
+                visited = visited or node[earlier] == origin
+            if visited:
+                continue
+            length = depth + 2
+            chain[row] = max(chain[row], length)
+            if origin == payee[row]:
+                cycles[row] += 1
+                farthest[row] = max(farthest[row], length)
+            elif length < longest:
+                depth += 1
+                node[depth] = origin
+                start, end = edge_starts[origin], edge_starts[origin + 1]
+                at[depth] = start + _first_not_before(time, edge_rows, start, end, time[edge]) - 1
+    return cycles, farthest, chain, truncated
+
+
+@kernel
+def _ranks(values: F64) -> F64:
+    """Ranks from 1; equal values share the mean of their ranks."""
+    order = np.argsort(values)
+    ranks = np.empty(len(values))
+    start = 0
+    while start < len(values):
+        end = start + 1
+        while end < len(values) and values[order[end]] == values[order[start]]:
+            end += 1
+        for position in range(start, end):
+            ranks[order[position]] = 0.5 * (start + end + 1)
+        start = end
+    return ranks
+
+
+@kernel
+def _pearson(x: F64, y: F64) -> float:
+    x_mean, y_mean = np.mean(x), np.mean(y)
+    xy, xx, yy = 0.0, 0.0, 0.0
+    for position in range(len(x)):
+        dx, dy = x[position] - x_mean, y[position] - y_mean
+        xy += dx * dy
+        xx += dx * dx
+        yy += dy * dy
+    return xy / np.sqrt(xx * yy) if xx > 1e-12 and yy > 1e-12 else np.nan
+
+
+@kernel
+def _without_weekdays(values: F64) -> F64:
+    """Values of consecutive days, each less the median of its day of the week."""
+    out = values.copy()
+    for weekday in range(min(7, len(values))):
+        out[weekday::7] -= _median(values[weekday::7].copy())
+    return out
+
+
+@kernel
+def _effective_n(x: F64, y: F64) -> float:
+    """N / (1 + 2 sum_k r_x(k) r_y(k)) over lags up to a week (Bartlett 1935), between 4 and n."""
+    n = len(x)
+    inflation = 1.0
+    for lag in range(1, 8):
+        r = _pearson(x[lag:], x[:-lag]) * _pearson(y[lag:], y[:-lag])
+        if not np.isnan(r):
+            inflation += 2 * r
+    return min(max(n / inflation, 4.0), float(n)) if inflation > 0 else float(n)
+
+
+@kernel
+def _fisher_difference(reference: float, n_reference: float, now: float, n_now: float) -> float:
+    """Difference of two Spearman correlations in standard errors (Fieller, Hartley and Pearson 1957)."""
+    before, after = min(max(reference, -0.999), 0.999), min(max(now, -0.999), 0.999)
+    return (np.arctanh(before) - np.arctanh(after)) / np.sqrt(1.06 / (n_reference - 3) + 1.06 / (n_now - 3))
+
+
+@kernel
+def _best_own_correlation(x: F64, start: int, end: int, lags: int) -> tuple[float, int]:
+    """Largest Spearman correlation of x[start:end] with its own values 1 to `lags` days before, and that lag."""
+    best, best_lag = np.nan, 0
+    for lag in range(1, lags + 1):
+        first = max(start, lag)
+        r = _pearson(_ranks(x[first:end]), _ranks(x[first - lag : end - lag]))
+        if not np.isnan(r) and (np.isnan(best) or r > best):
+            best, best_lag = r, lag
+    return best, best_lag
+
+
+@kernel
+def decoupling(
+    slot_starts: I64,
+    x: F64,
+    peer: F64,
+    wanted: Any,
+    first_alive: I64,
+    days: int,
+    reference_days: int,
+    least_reference_days: int,
+    lags: int,
+) -> tuple[F64, F64, F64]:
+    """How much less a series correlates with its peers, and with itself, than it did before.
+
+    Args:
+        slot_starts: first slot of each account; slots are consecutive days.
+        x: the account's series.
+        peer: series of its peers; NaN where there is none.
+        wanted: slots to compute.
+        first_alive: first offset of each account that counts.
+        days: window that is judged.
+        reference_days: window before it, at most.
+        least_reference_days: and at least.
+        lags: own earlier days to compare with.
+
+    Returns:
+        Per slot: z against peers (days through the day before yesterday); z against itself (through yesterday); days
+        of the reference window.
+    """
+    slots = slot_starts[-1]
+    against_peers, against_itself = np.full(slots, np.nan), np.full(slots, np.nan)
+    n_reference = np.zeros(slots)
+    for account in range(len(slot_starts) - 1):
+        begin = slot_starts[account]
+        for offset in range(slot_starts[account + 1] - begin):
+            if not wanted[begin + offset]:
+                continue
+            for lag in (1, 0):  # peers' days are over everywhere a day later
+                end = begin + offset - lag
+                start = max(begin + first_alive[account], end - days - reference_days)
+                reference = end - days - start
+                if reference < least_reference_days:
+                    continue
+                own = _without_weekdays(x[start:end])
+                if lag == 0:
+                    n_reference[begin + offset] = reference
+                    before, lag_before = _best_own_correlation(own, 0, reference, lags)
+                    now, lag_now = _best_own_correlation(own, reference, reference + days, lags)
+                    if lag_before > 0 and lag_now > 0:
+                        n_before = _effective_n(own[:reference], own[:reference])
+                        n_now = _effective_n(own[reference:], own[reference:])
+                        against_itself[begin + offset] = _fisher_difference(before, n_before, now, n_now)
+                    continue
+                others = peer[start:end]
+                if np.isnan(others).any():
+                    continue
+                others = _without_weekdays(others)
+                before = _pearson(_ranks(own[:reference]), _ranks(others[:reference]))
+                now = _pearson(_ranks(own[reference:]), _ranks(others[reference:]))
+                if not (np.isnan(before) or np.isnan(now)):
+                    n_before = _effective_n(own[:reference], others[:reference])
+                    n_now = _effective_n(own[reference:], others[reference:])
+                    against_peers[begin + offset] = _fisher_difference(before, n_before, now, n_now)
+    return against_peers, against_itself, n_reference

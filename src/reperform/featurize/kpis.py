@@ -4,8 +4,10 @@ from reperform.featurize import (
     amounts,
     balance,
     concentration,
+    correlation,
     frequency,
     geography,
+    graph,
     network,
     risk,
     thresholds,
@@ -28,7 +30,9 @@ KPIS: dict[str, Kpi] = {
         thresholds.KPI,
         thresholds.COUNTERPARTY_KPI,
         concentration.KPI,
+        correlation.KPI,
         network.KPI,
         network.COUNTERPARTY_KPI,
+        graph.KPI,
     )
 }
