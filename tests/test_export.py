@@ -349,7 +349,7 @@ def filled(project: Path, settings_: ExportParams, url: str, monkeypatch: pytest
     saved(schemas.polars_schema(schemas.FILINGS), "validate", "filings", filing | {"source_file": "f.xbrl"})
     check = {"filing_id": "F1", "family": "balance", "rule": "r", "is_evaluable": True, "is_satisfied": False}
     broken = [check | {"gap": -3.5}, check | {"gap": 2.0}, check | {"is_satisfied": True, "gap": 0.0}]
-    saved(schemas.polars_schema(schemas.CHECKS), "validate", "checks", *broken)
+    saved(schemas.polars_schema(schemas.CHECKS), "featurize", "filing_checks", *broken)
     refused = {"table": "transactions", "source_file": "f.csv", "rule": "amount > 0", "column": "amount", "row": "{}"}
     pair = [refused | {"source_record": 8, "value": "-1"}, refused | {"source_record": 5, "value": "0"}]
     saved(schemas.polars_schema(schemas.QUARANTINE), "validate", "quarantine", *pair)
@@ -486,22 +486,38 @@ def command(folder: Path, *arguments: str, url: str) -> "subprocess.CompletedPro
     )
 
 
-def test_psql_reads_and_does_not_write(filled: Path, settings_: ExportParams, url: str) -> None:
+@pytest.fixture
+def composed(project: Path) -> Path:
+    """The project with the parameters that its conf/ composes to."""
+    assert command(project, "params", url="").returncode == 0
+    return project
+
+
+def test_psql_reads_and_does_not_write(filled: Path, composed: Path, settings_: ExportParams, url: str) -> None:
     run(settings_)
-    content = (filled / "params.yaml").read_text()
+    content = (composed / "params.yaml").read_text()
     for key in ("db_schema", "reader_role"):
         content = re.sub(rf"{key}: .*", f"{key}: {getattr(settings_, key)}", content)
-    (filled / "params.yaml").write_text(content)
-    got = command(filled, "psql", "-c", "SELECT transaction_id, current_user FROM v_alerts", url=url)
+    (composed / "params.yaml").write_text(content)
+    got = command(composed, "psql", "--csv", "-c", "SELECT transaction_id, current_user FROM v_alerts", url=url)
     assert (got.returncode, got.stderr) == (0, "")
-    assert f"T2             | {settings_.reader_role}" in got.stdout
-    refused = command(filled, "psql", "-c", "DELETE FROM alerts", url=url)
+    assert got.stdout.splitlines() == ["transaction_id,current_user", f"T2,{settings_.reader_role}"]
+    refused = command(composed, "psql", "-c", "DELETE FROM alerts", url=url)
     assert refused.returncode == 1
     assert "read-only transaction" in refused.stderr
 
 
-def test_psql_says_when_nothing_was_exported(project: Path, url: str) -> None:
-    got = command(project, "psql", "-c", "SELECT 1", url=url)
+def test_psql_says_when_nothing_was_exported(composed: Path, url: str) -> None:
+    got = command(composed, "psql", "-c", "SELECT 1", url=url)
     assert got.returncode == 1
     assert "run `python -m reperform export`" in got.stderr
     assert "Traceback" not in got.stderr
+
+
+def test_the_embedded_server_is_used_when_no_address_is_given(composed: Path) -> None:
+    got = command(composed, "export", url="")
+    assert got.returncode == 0, got.stderr
+    assert "0 rows in" in got.stdout
+    counted = command(composed, "psql", "--csv", "-c", "SELECT count(*) AS n FROM v_alerts", url="")
+    assert counted.stdout.splitlines() == ["n", "0"]
+    assert not (composed / ".pgdata" / "cluster" / "postmaster.pid").exists()

@@ -53,6 +53,7 @@ def add_commands(sub: Any) -> None:
     one.set_defaults(call=_compose)
     one = sub.add_parser("psql", help="open the exported results in psql, with a role that can only read")
     one.add_argument("-c", dest="statement", help="run one statement and leave")
+    one.add_argument("--csv", action="store_true", help="print rows as CSV")
     one.set_defaults(call=_psql)
     one = sub.add_parser("log", help="show when runs were audited, and check that nobody has changed the log")
     one.set_defaults(call=_log)
@@ -66,7 +67,7 @@ def add_commands(sub: Any) -> None:
 def _psql(arguments: argparse.Namespace) -> int:
     from reperform.export import shell  # noqa: PLC0415  # psycopg is slow to import
 
-    given = ["-c", arguments.statement] if arguments.statement else []
+    given = [*(["-c", arguments.statement] if arguments.statement else []), *(["--csv"] if arguments.csv else [])]
     return shell.psql(paths.project_root(), params.load(params.ExportParams), given)
 
 

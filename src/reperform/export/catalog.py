@@ -200,6 +200,15 @@ TABLES = (
         sources.parquet("featurize", "filing_kpis"),
     ),
     Table(
+        "filing_checks",
+        "data/featurize/filing_checks.parquet",
+        "Every rule that KPIs 9 and 10 count: the taxonomy's own, and comparisons with the ledger and earlier filings.",
+        (POSITION,),
+        schemas.polars_schema(schemas.CHECKS),
+        sources.parquet("featurize", "filing_checks"),
+        indexes=(("filing_id",),),
+    ),
+    Table(
         "scores",
         "data/train/*/scores.parquet, data/ensemble/scores.parquet",
         "Scores of every detector and of the ensemble; higher is more anomalous.",
@@ -322,6 +331,14 @@ TABLES = (
         ("series", "model", "origin", "day"),
         sources.FORECASTS,
         sources.parquet("forecast", "forecasts"),
+    ),
+    Table(
+        "account_risk",
+        "data/forecast/account_risk.parquet",
+        "How likely each account is to have a confirmed anomaly within so many days (KPI 14).",
+        ("account_id", "snapshot", "model", "horizon_days"),
+        sources.ACCOUNT_RISK,
+        sources.parquet("forecast", "account_risk"),
     ),
     Table(
         "drift",

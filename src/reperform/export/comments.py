@@ -10,6 +10,7 @@ COLUMNS: Mapping[str, str] = {
     "acted": "Comparisons that call for action.",
     "actual": "What came; null where the day is not over yet.",
     "additivity": "1 where the contributions add up to the score, else 0.",
+    "additivity_residual": "Distance between the score and base plus contributions.",
     "agreement": "Share of the five largest features that SHAP and LIME have in common.",
     "alert_rank": "Place among the alerts of the test period, best first.",
     "amount": "Amount in the transaction's currency, above zero; the direction is a column of its own.",
@@ -47,11 +48,16 @@ COLUMNS: Mapping[str, str] = {
     "due_at": "When the filing had to be received (UTC).",
     "entity_id": "Reporting institution.",
     "estimate": "Estimate of the metric; null where it cannot be computed.",
+    "expected_loss": "Probability times what the account moved lately, in base currency.",
     "failures": "Rules that the filing breaks, in words.",
     "faithfulness": "How much faster the score falls when features go in the order of their importance, 0 to 1.",
+    "faithfulness_correlation": "Correlation between a feature's contribution and the change of the score without it.",
+    "faithfulness_of_lime": "Faithfulness of the contributions by LIME.",
+    "faithfulness_unclipped": "Faithfulness before it is cut to 0 to 1.",
     "family": "Family of KPIs or of rules.",
     "feature": "Name of the KPI column.",
     "features": "Number of features.",
+    "features_to_reach_80_percent": "Features that hold 80 percent of the contributions.",
     "filed_at": "When the filing was received (UTC).",
     "filing_id": "Filing; a corrected version is a filing of its own.",
     "first_record": "First record of the file with this refusal.",
@@ -62,6 +68,7 @@ COLUMNS: Mapping[str, str] = {
     "greatest": "Greatest value.",
     "high": "Upper end of the interval.",
     "home_country": "Country of the account's holder (ISO 3166-1).",
+    "horizon_days": "Within how many days after the snapshot.",
     "index": "Explainability index, 0 to 100 (KPI 15).",
     "index_high": "Upper end of the interval of the index.",
     "index_low": "Lower end of the interval of the index.",
@@ -80,6 +87,8 @@ COLUMNS: Mapping[str, str] = {
     "largest_gap": "Largest gap among the broken rules.",
     "latitude": "Latitude of the transaction, degrees.",
     "ledger_gap": "Gap between the filing and the ledger of transactions.",
+    "lime_fidelity": "R squared of LIME's surrogate.",
+    "lipschitz": "Largest change of contributions per change of input.",
     "longitude": "Longitude of the transaction, degrees.",
     "low": "Lower end of the interval.",
     "materiality": "Amount from which a gap matters.",
@@ -103,6 +112,7 @@ COLUMNS: Mapping[str, str] = {
     "n_out": "Transactions sent.",
     "n_present": "Required facts that are reported.",
     "n_required": "Facts that the form requires.",
+    "n_restated": "Facts whose value differs from the filing that this one corrects.",
     "n_rows": "Number of refused rows.",
     "n_rules": "Rules that the taxonomy has for the form.",
     "n_transactions": "Number of transactions.",
@@ -122,6 +132,7 @@ COLUMNS: Mapping[str, str] = {
     "peer_missing": "Those facts.",
     "period_end": "Last day of the period that the filing or fact describes.",
     "period_start": "First day of the period; null for a fact at one moment.",
+    "perturbations_with_same_prediction": "Shaken inputs that kept the prediction; stability rests on them.",
     "population": "Alerts, or ordinary transactions drawn at random.",
     "position": "Number of the row in its source, from 0.",
     "probability": "Calibrated probability of an anomaly, 0 to 1; null before calibration.",
@@ -131,6 +142,8 @@ COLUMNS: Mapping[str, str] = {
     "receipt": "The whole receipt of the alert.",
     "record": "The whole row as a document.",
     "reported": "What the filing reports.",
+    "restatement_gap": "Largest change of a restated fact, in its unit.",
+    "restatement_size": "Largest change of a restated fact, relative to its size before.",
     "restates": "Filing that this one corrects.",
     "row": "The whole refused row as it was read.",
     "rule": "Rule that was checked or broken.",
@@ -140,6 +153,8 @@ COLUMNS: Mapping[str, str] = {
     "series": "Which series is forecast.",
     "severity": "How bad: of a message, info to error; of a filing, the largest gap relative to its materiality.",
     "share": "Share of the whole, 0 to 1.",
+    "sign_agreement": "Share of the five largest features whose direction SHAP and LIME agree on.",
+    "snapshot": "Day at whose end the risk was worked out.",
     "source": "Where the definition comes from.",
     "source_file": "Raw file that the row came from, below the raw folder.",
     "source_line": "Line in that file.",
@@ -204,10 +219,13 @@ def of(table: str, column: str, features: Mapping[str, str]) -> str:
 
 
 def _composed(column: str) -> str | None:
-    """What a column means whose name is put together: a quantile of a forecast, or a figure of one family of rules."""
+    """What a column means whose name is put together: a bound of a forecast, or a figure of one family of rules."""
     quantile = re.fullmatch(r"q_(0?\.\d+)", column)
     if quantile:
         return f"Quantile {quantile[1]} of the forecast."
+    bound = re.fullmatch(r"(low|high)_(\d+)", column)
+    if bound:
+        return f"{'Lower' if bound[1] == 'low' else 'Upper'} end of the forecast's {bound[2]} percent interval."
     family, _, figure = column.partition("_")
     if family in FAMILIES and figure in FIGURES:
         return f"{FIGURES[figure]} Rules of family {family} alone."

@@ -187,6 +187,14 @@ FORECASTS: Columns = {
     "mean": pl.Float64,
     "actual": pl.Float64,
 }
+ACCOUNT_RISK: Columns = {
+    "account_id": pl.String,
+    "snapshot": pl.Date,
+    "model": pl.String,
+    "horizon_days": pl.Int64,
+    "probability": pl.Float64,
+    "expected_loss": pl.Float64,
+}
 DRIFT: Columns = {
     "kind": pl.String,
     "name": pl.String,

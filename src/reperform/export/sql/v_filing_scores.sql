@@ -25,7 +25,7 @@ LEFT JOIN filing_scores AS s USING (filing_id)
 LEFT JOIN filing_kpis AS k USING (filing_id)
 LEFT JOIN (
     SELECT filing_id, count(*) AS n_broken_rules, max(abs(gap)) AS largest_gap
-    FROM checks
+    FROM filing_checks
     WHERE is_evaluable AND NOT is_satisfied
     GROUP BY filing_id
 ) AS broken USING (filing_id)
