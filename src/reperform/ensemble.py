@@ -12,7 +12,7 @@ from scipy.special import expit, log_expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import average_precision_score
 
-from reperform import params, schemas, split, tables
+from reperform import detectors, params, schemas, split, tables
 from reperform.errors import ReperformError
 from reperform.params import EnsembleParams, SplitParams
 
@@ -26,7 +26,7 @@ ANY_RULE = 1.0
 
 @dataclass(frozen=True)
 class Scale:
-    """Puts a detector's scores on a scale that members share: -log10 of the share of validation rows above a score.
+    """Puts a detector's scores on a scale that members share; rising, so that it keeps a detector's order.
 
     Between knots the scale is linear, and beyond the outer ones it goes on with their slope, so that no two scores
     become equal.
@@ -53,8 +53,12 @@ class Scale:
         return float(rise[0] / run[0]), float(rise[-1] / run[-1])
 
 
-def scale_of(scores: Floats) -> Scale:
-    """The scale of one member, from its scores of the validation rows: shape (n,), n at least 1."""
+def rarity_scale(scores: Floats) -> Scale:
+    """-log10 of the share of validation rows with such a score or a higher one, for scores without a unit.
+
+    Args:
+        scores: of the validation rows, shape (n,), n at least 1.
+    """
     ordered = np.sort(scores)
     n = len(ordered)
     tail = np.unique(np.round(np.geomspace(1, n, TAIL_KNOTS)).astype(np.int64))
@@ -62,6 +66,15 @@ def scale_of(scores: Floats) -> Scale:
     knots = np.unique(ordered[at])
     above = n - np.searchsorted(ordered, knots, side="left")
     return Scale(knots, -np.log10(above / (n + 1)))
+
+
+def linear_scale(scores: Floats) -> Scale:
+    """Standard deviations from the mean of the validation rows, for scores that are log odds already.
+
+    Their rarity would squash them: among the rarest rows nearly all are anomalies, and the order there matters most.
+    """
+    mean, spread = float(np.mean(scores)), float(np.std(scores)) or 1.0
+    return Scale(np.array([mean - spread, mean + spread]), np.array([-1.0, 1.0]))
 
 
 def stacked(values: Floats, y: NDArray[Any]) -> tuple[Floats, float]:
@@ -224,7 +237,7 @@ def fit(
     """
     reference = scores.filter(pl.col("split") == "validation")
     reference = reference if reference.height else scores
-    scales = {name: scale_of(reference[name].to_numpy()) for name in members}
+    scales = {name: _scale_of(name, reference[name].to_numpy()) for name in members}
     rows, y = _known(reference, labels, calendar, calendar.label_delay_days)
     values = np.stack([scales[name](rows[name].to_numpy()) for name in members], axis=1)
     chosen = weighed(values, y, members)
@@ -249,6 +262,10 @@ def fit(
         },
     }
     return model | {"calibration": _calibration(model, reference, labels, calendar, calibration)}
+
+
+def _scale_of(name: str, scores: Floats) -> Scale:
+    return linear_scale(scores) if detectors.kind_of(name).needs_labels else rarity_scale(scores)
 
 
 def _calibration(

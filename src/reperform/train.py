@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,33 +64,35 @@ def fitted(
 ) -> Fitted:
     """Fit a detector on the rows and labels that one fit may know.
 
-    A detector that learns from labels leaves out rows whose label is unknown; the others leave out known anomalies.
+    A detector that learns from labels leaves out rows that are not mature, also confirmed anomalies among them: with
+    every normal row of these days unknown, it would learn to tell recent days from older ones (on the demo world this
+    cost a quarter of the average precision). The others leave out known anomalies.
     """
     within = np.flatnonzero(rows.between(fit.learns_from, fit.learns_until))
     known = split.learning_labels(rows.keys[within], labels, known_by=fit.known_by, maturity_days=maturity_days)["y"]
-    unknown = known.is_null().to_numpy()
     y = known.fill_null(0).to_numpy().astype(np.int8)
     detector = detectors.build(name, parameters, features=rows.features, seed=seed)
-    use = ~unknown if detector.needs_labels else np.ones(len(within), bool)
+    ripe = (rows.keys["booked_at"][within] <= fit.known_by - timedelta(days=maturity_days)).to_numpy()
+    use = np.asarray(ripe if detector.needs_labels else np.ones(len(within), bool))
     document = {
         "learns_from": f"{fit.learns_from:%Y-%m-%d}",
         "learns_until": f"{fit.learns_until:%Y-%m-%d}",
         "labels_known_by": f"{fit.known_by:%Y-%m-%d}",
         "rows_in_window": len(within),
-        "left_out": _left_out(detector, y, unknown),
+        "left_out": _left_out(detector, y, use, maturity_days),
     }
     if not use.any() or not rows.features:
-        return Fitted(
-            None, document | {"rows": 0, "known_anomalies": 0, "notes": ["nothing to learn from: not fitted"]}
-        )
+        nothing = {"rows": 0, "known_anomalies": 0, "notes": ["nothing to learn from: not fitted"]}
+        return Fitted(None, document | nothing)
     chosen = within[use]
     detector.fit(rows.x[chosen], y[use], groups=rows.groups[chosen])
     return Fitted(detector, document | detector.facts())
 
 
-def _left_out(detector: Detector, y: NDArray[np.int8], unknown: NDArray[np.bool_]) -> dict[str, int]:
+def _left_out(detector: Detector, y: NDArray[np.int8], use: NDArray[np.bool_], maturity_days: int) -> dict[str, int]:
     if detector.needs_labels:
-        return {"label unknown at that time": int(unknown.sum())}
+        young = f"younger than {maturity_days} days when labels were last known"
+        return {young: int((~use).sum()), f"{young}, yet confirmed": int((y[~use] == 1).sum())}
     return {"known anomaly": int((y == 1).sum())} if detector.leaves_out_anomalies else {}
 
 

@@ -1,6 +1,8 @@
 """Gradient-boosted trees on labels. The only module that imports XGBoost."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,9 +82,8 @@ class BoostingDetector(Detector):
         self.seed = seed
 
     def _fit(self, x: FloatMatrix, y: LabelArray, groups: GroupArray | None, weight: FloatArray | None) -> None:
-        import xgboost  # noqa: PLC0415  # costs a second, and four of five detectors do without
-
         del groups
+        xgboost = _library()
         rounds = self.n_estimators
         if not 0 < self.rows_["known_anomalies"] < len(y):
             rounds = 0
@@ -108,9 +109,8 @@ class BoostingDetector(Detector):
         return settings if self.tree_method == "exact" else settings | {"max_bin": self.max_bin}
 
     def _score(self, x: FloatMatrix, groups: GroupArray | None) -> FloatArray:
-        import xgboost  # noqa: PLC0415
-
         del groups
+        xgboost = _library()
         data = xgboost.DMatrix(x, feature_names=list(self.features) or None, nthread=THREADS)
         return np.asarray(self.booster_.predict(data, output_margin=True), np.float64)
 
@@ -120,6 +120,12 @@ class BoostingDetector(Detector):
 
     def read(self, folder: Path) -> None:
         """Restore the trees."""
-        import xgboost  # noqa: PLC0415
+        self.booster_ = _library().Booster({"nthread": THREADS}, model_file=str(folder / MODEL_FILE))
 
-        self.booster_ = xgboost.Booster({"nthread": THREADS}, model_file=str(folder / MODEL_FILE))
+
+def _library() -> Any:
+    # Threads that wait must sleep: by default they spin, and on a busy machine they take the time of the others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import xgboost  # noqa: PLC0415  # costs a second, and the other detectors do without
+
+    return xgboost

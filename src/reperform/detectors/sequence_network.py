@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-THREADS = 2
+# One: steps are too small to share, and on a busy machine two threads spent 17 times the time waiting for each other.
+THREADS = 1
 
 
 class SequenceAutoencoder(lightning.LightningModule):
