@@ -361,6 +361,7 @@ SECTIONS: dict[str, type] = {
     "report": ReportParams,
     "audit": AuditParams,
 }
+UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 FREE_SECTIONS = ("model",)  # detectors check their own parameters when they are built
 
 
@@ -436,6 +437,16 @@ def check_all(content: Mapping[str, Any], where: str) -> None:
             )
     for name, section in SECTIONS.items():
         build(section, content.get(name), where=f"{where}:{name}")
+    known = content.get("model") or {}
+    for detector in content["train"]["detectors"]:
+        if detector not in known:
+            raise ReperformError(
+                f"No detector {detector!r}.",
+                expected="a detector with parameters in conf/model/",
+                got=detector,
+                where=f"{where}:train.detectors",
+                fix=nearest(detector, known),
+            )
 
 
 def build(section: type[T], values: Any, where: str) -> T:
@@ -455,10 +466,12 @@ def build(section: type[T], values: Any, where: str) -> T:
 
 
 def _explain(section: type, error: ValidationError, where: str) -> ReperformError:
-    first = error.errors()[0]
+    # A misspelt key is unknown, and its right name is missing: the unknown one says more.
+    unknown = [one for one in error.errors() if one["type"] in UNKNOWN_KEY]
+    first = (unknown or error.errors())[0]
     location = [str(part) for part in first["loc"]]
     place = ".".join([where, *location])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] in UNKNOWN_KEY:
         known = _keys_at(section, location[:-1])
         return ReperformError(
             f"Unknown parameter {location[-1]!r}.",

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,12 @@ def replacing(target: Path) -> Iterator[Path]:
         os.replace(partial, target)  # noqa: PTH105  # the atomic rename is the point
     except OSError as error:
         raise _write_error(target, error) from error
+    except pl.exceptions.ComputeError as error:
+        # Polars wraps what the system said, and leaves only its number in the text.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise _write_error(target, OSError(int(number[1]), os.strerror(int(number[1])))) from error
     finally:
         partial.unlink(missing_ok=True)
 

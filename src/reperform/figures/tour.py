@@ -1,10 +1,11 @@
 """Figures of the tour: one account's story."""
 
-from datetime import datetime
+from typing import Any
 
 import polars as pl
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from reperform import figures
 
@@ -44,6 +45,6 @@ def account_story(transactions: pl.DataFrame, alerts: pl.DataFrame) -> Figure:
     return figure
 
 
-def _naive(moments: pl.Series) -> list[datetime]:
+def _naive(moments: pl.Series) -> NDArray[Any]:
     # naive UTC: matplotlib would import a time zone database for the rest
-    return moments.dt.replace_time_zone(None).to_list()
+    return moments.dt.replace_time_zone(None).to_numpy()
