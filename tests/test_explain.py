@@ -151,20 +151,19 @@ def write_project(members: list[str], share: float) -> None:
 
 
 def write_ensemble(frame: pl.DataFrame, y: np.ndarray, wide: dict[str, np.ndarray], share: float) -> None:
-    scales = {name: ensemble.scale_of(values) for name, values in wide.items()}
     model = {
         "intercept": -1.0,
         "members": [
             {
                 "detector": name,
                 "weight": 1.0,
-                "scale": {"scores": scales[name].scores.tolist(), "values": scales[name].values.tolist()},
+                "scale": {"scores": [float(values.min()), float(values.max())], "values": [0.0, 3.0]},
             }
-            for name in wide
+            for name, values in wide.items()
         ],
     }
     margin = ensemble.margins(model, wide)
-    threshold = ensemble.threshold_at(margin, share)
+    threshold = float(np.quantile(margin, 1 - share))
     tables.write_json(model, "ensemble", "model")
     tables.write_json({"detectors": {"ensemble": {"threshold": threshold}}}, "ensemble", "thresholds")
     scores = scores_of("ensemble", frame, margin).with_columns(
@@ -313,7 +312,7 @@ def test_the_same_inputs_give_the_same_bytes(boosted: Path) -> None:
 
 def test_a_cut_is_said_and_does_not_change_what_is_left(explained: tuple[Path, explain.Result], boosted: Path) -> None:
     _, whole = explained
-    cut = explain.run(settings(max_alerts=2, non_alerts=0))
+    cut = explain.run(settings(max_alerts=2))
     assert cut.receipts["left_out"] == whole.receipts["alerts"] - 2 > 0
     assert cut.receipts["receipts"][1]["features"] == whole.receipts["receipts"][1]["features"]
     ids = cut.attributions["transaction_id"].unique(maintain_order=True).to_list()
@@ -339,6 +338,16 @@ def test_explanations_follow_what_was_learned(explained: tuple[Path, explain.Res
     found = result.quality["sanity"]["permuted_labels"]
     assert found["permuted_labels"]["estimate"] < found["true_labels"]["estimate"]
     assert found["anomalies_fitted"] > 0
+
+
+def test_a_feature_that_moved_since_training_shows_on_random_transactions(boosted: Path) -> None:
+    frame = tables.read_table("featurize", "features")
+    later = pl.col("booked_at") >= pl.lit(datetime(2025, 2, 20, tzinfo=UTC), schemas.UTC_US)
+    high = pl.when(later).then(0.9).otherwise(pl.col("pass_through_72h"))
+    tables.write_table(frame.with_columns(high.alias("pass_through_72h")), "featurize", "features")
+    first = explain.run(SETTINGS).quality["sanity"]["shared_shift"][0]
+    assert first["feature"] == "pass_through_72h"
+    assert first["is_shifted"]
 
 
 def test_a_feature_without_a_formula_counts_as_undocumented(boosted: Path) -> None:

@@ -50,6 +50,7 @@ def case(**changes: Any) -> receipts.Case:
         "values": np.array([0.9985, 3.0, np.nan]),
         "shap": np.array([6.0, -0.5, 1.5]),
         "lime": np.array([5.0, 0.5, 0.0]),
+        "others": np.array([0.1, 0.0, -0.2]),
         "fidelity": 0.6,
         "trust": {"index": 70.0},
     }
@@ -130,6 +131,13 @@ def test_the_receipt_says_what_the_alert_does_not_show() -> None:
 def test_a_value_beyond_training_is_called_an_extrapolation() -> None:
     limits = " ".join(made(values=np.array([2.0, 3.0, np.nan]))["does_not_show"])
     assert "such a value of pass through 72 h: the model extrapolates" in limits
+
+
+def test_a_feature_that_moves_everybody_is_said_to_tell_little() -> None:
+    limits = " ".join(made(others=np.array([4.0, 0.0, -0.2]))["does_not_show"])
+    assert "Pass through 72 h moves random transactions without an alert by +4.00 on average as well" in limits
+    assert "on average as well" not in " ".join(made()["does_not_show"])
+    assert "on average as well" not in " ".join(made(others=np.full(3, np.nan))["does_not_show"])
 
 
 def test_contributions_that_do_not_add_up_are_not_to_be_relied_on() -> None:

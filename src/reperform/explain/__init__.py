@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Training:
 
     Args:
         x: shape (m, p), NaN for unknown.
-        y: shape (m,), 1 anomaly, 0 normal, -1 unknown when the fit was made.
+        y: shape (m,), 1 anomaly, 0 normal, -1 unknown when the fit was made, or not mature.
     """
 
     x: Floats
@@ -115,6 +115,8 @@ def cases(
         for key, part in members.group_by("transaction_id", maintain_order=True)
     }
     trust = explainability.select(*results.COMPONENTS, "index_low", "index_high", *results.BESIDE).to_dicts()
+    quiet = found.shap[(found.rows.keys["population"] == "non_alerts").to_numpy()]
+    others = quiet.mean(axis=0) if len(quiet) else np.full(found.shap.shape[1], np.nan)
     return [
         receipts.Case(
             transaction=fact_of[alert["transaction_id"]],
@@ -131,6 +133,7 @@ def cases(
             values=found.rows.x[i],
             shap=found.shap[i],
             lime=found.lime.contributions[i],
+            others=others,
             fidelity=float(found.lime.fidelity[i]),
             trust=trust[i],
         )
@@ -167,6 +170,7 @@ def run(settings: ExplainParams) -> Result:
             found, one, fit, x=training.x[known], y=training.y[known], background=background, settings=settings
         ),
         "lime_seeds": sanity.lime_seeds(found, one, background, settings),
+        "shared_shift": sanity.shared_shift(found, features, settings),
     }
     members = results.member_table(model, _member_scores(model, alerts["transaction_id"]))
     told = cases(
@@ -223,10 +227,12 @@ def _training(features: list[str]) -> Training:
     keys = ["transaction_id", "booked_at"]
     frame = tables.scan_table("featurize", "features").filter(window).select(*keys, *features).collect()
     labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
-    known = split.learning_labels(
-        frame.select(keys), labels, known_by=final.known_by, maturity_days=calendar.label_maturity_days
-    )
-    return Training(_matrix(frame, features), known["y"].fill_null(-1).to_numpy().astype(np.int8))
+    days = calendar.label_maturity_days
+    known = split.learning_labels(frame.select(keys), labels, known_by=final.known_by, maturity_days=days)["y"]
+    # As in stage train: on days that are not mature only anomalies are known, and dates would tell them from the rest.
+    ripe = frame["booked_at"] <= final.known_by - timedelta(days=days)
+    y = np.where(ripe.to_numpy(), known.fill_null(-1).to_numpy(), -1)
+    return Training(_matrix(frame, features), y.astype(np.int8))
 
 
 def _matrix(frame: pl.DataFrame, features: list[str]) -> Floats:

@@ -104,6 +104,7 @@ class Case:
         values: shape (p,), NaN for unknown.
         shap: shape (p,).
         lime: shape (p,).
+        others: shape (p,), mean SHAP contribution to random transactions without an alert; NaN if none was explained.
         fidelity: R² of the LIME surrogate.
         trust: components of KPI 15 of this alert.
     """
@@ -121,6 +122,7 @@ class Case:
     values: Floats
     shap: Floats
     lime: Floats
+    others: Floats
     fidelity: float
     trust: Mapping[str, float | None]
 
@@ -287,6 +289,7 @@ def _feature(
         "is_beyond_training": place.is_beyond,
         "contribution": contribution,
         "lime_contribution": float(case.lime[column]),
+        "mean_contribution_to_others": None if math.isnan(case.others[column]) else float(case.others[column]),
         "formula": entry.get("formula", ""),
         "sentence": f"{sentence}: {_effect(contribution, case.unit)}.",
     }
@@ -348,6 +351,12 @@ def _limits(
     beyond = [f["label"] for f in told if f["is_beyond_training"]]
     if beyond:
         limits.append(f"No transaction in training had such a value of {', '.join(beyond)}: the model extrapolates.")
+    limits += [
+        f"{_capital(f['label'])} moves random transactions without an alert by "
+        f"{f['mean_contribution_to_others']:+.2f} on average as well: it tells little about this one."
+        for f in told
+        if _moves_others(f)
+    ]
     unknown = int(np.isnan(case.values).sum())
     if unknown:
         limits.append(f"{unknown} of {len(features)} features are unknown for this transaction.")
@@ -356,6 +365,12 @@ def _limits(
             f"The contributions do not add up to the score (residual {case.residual:.2g}): do not rely on them."
         )
     return limits
+
+
+def _moves_others(feature: Mapping[str, Any]) -> bool:
+    """Whether the same feature moves random transactions at least half as far, in the same direction."""
+    usual = feature["mean_contribution_to_others"]
+    return usual is not None and usual / feature["contribution"] >= 0.5  # noqa: PLR2004  # half of it
 
 
 def _disagreement(case: Case, features: Sequence[str]) -> dict[str, Any]:

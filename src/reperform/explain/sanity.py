@@ -13,6 +13,7 @@ from reperform.explain.quality import Floats
 from reperform.params import ExplainParams
 
 ROWS = 100
+SHIFTS = 5
 # Both fits are alike and small: what is compared is what they learned, not how well.
 AT_MOST = {"n_estimators": 100, "max_bin": 256}
 
@@ -100,6 +101,36 @@ def lime_seeds(found: Explained, one: Member, background: Floats, settings: Expl
     }
 
 
+def shared_shift(found: Explained, features: Sequence[str], settings: ExplainParams) -> list[dict[str, Any]]:
+    """Features that move random transactions without an alert alike: what has changed since training.
+
+    SHAP counts from the mean over training, so contributions to random rows average to about 0. Where they don't, the
+    feature's values have moved (a drift, or a value that grows with the calendar), and it says little about any one
+    transaction. The largest means are told, with intervals; a shift counts when its interval leaves 0 out.
+
+    Returns:
+        feature, mean contribution as an estimate, and whether 0 lies outside its interval; largest first.
+    """
+    rows = np.flatnonzero((found.rows.keys["population"] == "non_alerts").to_numpy())
+    if not len(rows):
+        return []
+    values = found.shap[rows]
+    accounts = found.rows.keys["account_id"].gather(rows.tolist()).to_list()
+    largest = np.argsort(-np.abs(values.mean(axis=0)), kind="stable")[:SHIFTS]
+    told = []
+    for column in largest:
+        estimate = _estimate(values[:, column], accounts, settings)
+        ends = estimate["low"], estimate["high"]
+        told.append(
+            {
+                "feature": features[int(column)],
+                "mean_contribution": estimate,
+                "is_shifted": None if None in ends else bool(ends[0] > 0 or ends[1] < 0),
+            }
+        )
+    return told
+
+
 def _sample(y: NDArray[np.int8], settings: ExplainParams) -> NDArray[np.int64]:
     """All anomalies and as many normal rows as there is room for, in order of time."""
     draw = np.random.default_rng(settings.seed)
@@ -134,4 +165,5 @@ def empty() -> dict[str, Any]:
     return {
         "permuted_labels": nothing | {"explanations_change": None},
         "lime_seeds": nothing | {"top_overlap": None, "rank_correlation": None},
+        "shared_shift": [],
     }
