@@ -18,7 +18,9 @@ SORTED_BY = {
     "filings": ["filed_at", "filing_id"],
 }
 MOST_EXAMPLES = 5
-PLACE = "__place"
+MUST_HOLD = ("_contract", "_unique")  # rules whose breaking no later stage could live with
+# Beside a table's own columns, of which one may well be called `rule`.
+PLACE, RULE, COLUMN, VALUE = "__place", "__rule", "__column", "__value"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def severities(rules: Mapping[str, str]) -> dict[str, str]:
     """A severity for each rule, as conf/validate/ says.
 
     Raises:
-        ReperformError: for a rule that does not exist (naming the nearest), or one without a severity.
+        ReperformError: for a rule that does not exist (naming the nearest), one without a severity, or a contract that
+            would only warn: no later stage could read the rows.
     """
     known = validity.names()
     unknown = [name for name in rules if name not in known]
@@ -88,6 +91,15 @@ def severities(rules: Mapping[str, str]) -> dict[str, str]:
             got=", ".join(unknown) if unknown else f"nothing for {', '.join(missing)}",
             where="validate.rules",
             fix=f"{nearest(unknown[0], known) if unknown else 'add it'} in conf/validate/; then run `make params`",
+        )
+    too_mild = [name for name in known if rules[name] == "warn" and name.endswith(MUST_HOLD)]
+    if too_mild:
+        raise ReperformError(
+            f"Rule {too_mild[0]!r} cannot only warn.",
+            expected="quarantine or stop: later stages rely on contracts and on unique ids",
+            got=f"warn for {', '.join(too_mild)}",
+            where="validate.rules",
+            fix="change it in conf/validate/ and run `make params`",
         )
     return dict(rules)
 
@@ -107,15 +119,20 @@ def check_table(name: str, rows: pl.DataFrame, clean: Tables, severity: Mapping[
     numbered = rows.with_row_index(PLACE).cast({PLACE: pl.Int64})
     contract = f"{name}_contract"
     broken = validity.contract_failures(rows, schemas.CANONICAL[name])
-    taken = pl.DataFrame(schema={PLACE: pl.Int64, "rule": pl.String, "column": pl.String, "value": pl.String})
-    found = broken.select(pl.col("index").alias(PLACE), pl.lit(contract).alias("rule"), "column", "value")
+    taken = pl.DataFrame(schema={PLACE: pl.Int64, RULE: pl.String, COLUMN: pl.String, VALUE: pl.String})
+    found = broken.select(
+        pl.col("index").alias(PLACE),
+        pl.lit(contract).alias(RULE),
+        pl.col("column").alias(COLUMN),
+        pl.col("value").alias(VALUE),
+    )
     findings = []
     taken, finding = _taken(taken, found, contract, severity[contract])
     findings.append(finding)
     for rule in (rule for rule in RULES if rule.table == name):
         taken, finding = _taken(taken, _failures(rule, rows, clean), rule.name, severity[rule.name])
         findings.append(finding)
-    refused = numbered.join(taken.sort(PLACE), on=PLACE, how="inner", maintain_order="left", suffix="_refused")
+    refused = numbered.join(taken.sort(PLACE), on=PLACE, how="inner", maintain_order="left")
     kept = numbered.join(taken, on=PLACE, how="anti", maintain_order="left").drop(PLACE)
     return Checked(_sorted(kept, name), _as_quarantine(refused, name, rows.columns), findings)
 
@@ -127,9 +144,9 @@ def _failures(rule: Rule, rows: pl.DataFrame, clean: Tables) -> pl.DataFrame:
         .filter(failing)
         .select(
             pl.col(PLACE).cast(pl.Int64),
-            rule=pl.lit(rule.name),
-            column=pl.lit(rule.column),
-            value=pl.col(rule.column).cast(pl.String),
+            pl.lit(rule.name).alias(RULE),
+            pl.lit(rule.column).alias(COLUMN),
+            pl.col(rule.column).cast(pl.String).alias(VALUE),
         )
     )
 
@@ -149,7 +166,7 @@ def _taken(taken: pl.DataFrame, found: pl.DataFrame, name: str, severity: str) -
 
 
 def _examples(found: pl.DataFrame) -> list[str]:
-    values = found.get_column("value").fill_null("nothing").unique(maintain_order=True)
+    values = found.get_column(VALUE).fill_null("nothing").unique(maintain_order=True)
     return [str(value) for value in values.head(MOST_EXAMPLES)]
 
 
@@ -160,9 +177,9 @@ def _as_quarantine(refused: pl.DataFrame, table: str, columns: list[str]) -> pl.
         table=pl.lit(table),
         source_file=pl.col("source_file") if knows else pl.lit(f"data/ingest/{table}.parquet"),
         source_record=pl.col("source_record") if knows else pl.col(PLACE) + 1,
-        rule="rule",
-        column="column",
-        value="value",
+        rule=RULE,
+        column=COLUMN,
+        value=VALUE,
         row=pl.struct(columns).struct.json_encode(),
     )
 

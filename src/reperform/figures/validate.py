@@ -1,5 +1,7 @@
 """Figures on the quality of data: what arrived, how complete it is, how late, and what was refused."""
 
+from datetime import timedelta
+
 import matplotlib.style  # noqa: F401  # outside of notebooks nothing else loads it, and the project style needs it
 import numpy as np
 import polars as pl
@@ -40,6 +42,8 @@ def rows_per_day(days: pl.DataFrame) -> Figure:
         axis.sharex(axes[0])
         axis.label_outer()
     figure.supylabel("transactions per day", fontsize=8)
+    first, last = span.get_column("day")[0], span.get_column("day")[-1]
+    axes[0].set_xlim(first - timedelta(days=1), last + timedelta(days=1))
     locator = AutoDateLocator(maxticks=8)
     axes[-1].xaxis.set_major_locator(locator)
     axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))

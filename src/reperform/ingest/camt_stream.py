@@ -47,7 +47,9 @@ def _party(role: str) -> dict[str, Any]:
 
 
 def _account(role: str) -> dict[str, Any]:
-    return {"Id": {"IBAN": f"{role}_account", "Othr": {"Id": f"{role}_account"}}}
+    name = f"{role}_account"
+    # Version 1 knows BBAN, UPIC and PrtryAcct; later ones know Othr.
+    return {"Id": {"IBAN": name, "BBAN": name, "UPIC": name, "PrtryAcct": {"Id": name}, "Othr": {"Id": name}}}
 
 
 _DETAILS: dict[Any, Any] = {
@@ -127,10 +129,22 @@ def stream(
         UnreadableFileError: for an empty or malformed file, a document type definition, or another kind of document.
     """
     space = _checked_namespace(path, where, namespaces)
+    seen = 0
+
+    def counted(statement: Statement) -> None:
+        nonlocal seen
+        seen += 1
+        done(statement)
+
     try:
-        yield from _transactions(path, space, identifiers, done)
+        yield from _transactions(path, space, identifiers, counted)
     except etree.XMLSyntaxError as error:
         raise _malformed(where, error) from error
+    if not seen:
+        raise UnreadableFileError(
+            where, "file_no_statement", "the message holds no statement.",
+            expected="at least one Stmt, Rpt or Ntfctn", got="none", fix="ask the sender for the file again",
+        )  # fmt: skip
 
 
 def _checked_namespace(path: Path, where: str, namespaces: list[str]) -> str:
