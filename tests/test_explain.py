@@ -348,6 +348,13 @@ def test_a_feature_that_moved_since_training_shows_on_random_transactions(booste
     first = explain.run(SETTINGS).quality["sanity"]["shared_shift"][0]
     assert first["feature"] == "pass_through_72h"
     assert first["is_shifted"]
+    assert first["mean_shift"]["estimate"] > 0.25
+
+
+def test_without_drift_no_feature_moves_random_transactions_far(explained: tuple[Path, explain.Result]) -> None:
+    _, result = explained
+    shifts = [one["mean_shift"]["estimate"] for one in result.quality["sanity"]["shared_shift"]]
+    assert max(np.abs(shifts)) < 0.2
 
 
 def test_a_feature_without_a_formula_counts_as_undocumented(boosted: Path) -> None:

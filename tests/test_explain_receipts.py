@@ -50,7 +50,7 @@ def case(**changes: Any) -> receipts.Case:
         "values": np.array([0.9985, 3.0, np.nan]),
         "shap": np.array([6.0, -0.5, 1.5]),
         "lime": np.array([5.0, 0.5, 0.0]),
-        "others": np.array([0.1, 0.0, -0.2]),
+        "shift": np.array([0.1, 0.0, -0.2]),
         "fidelity": 0.6,
         "trust": {"index": 70.0},
     }
@@ -134,10 +134,10 @@ def test_a_value_beyond_training_is_called_an_extrapolation() -> None:
 
 
 def test_a_feature_that_moves_everybody_is_said_to_tell_little() -> None:
-    limits = " ".join(made(others=np.array([4.0, 0.0, -0.2]))["does_not_show"])
-    assert "Pass through 72 h moves random transactions without an alert by +4.00 on average as well" in limits
-    assert "on average as well" not in " ".join(made()["does_not_show"])
-    assert "on average as well" not in " ".join(made(others=np.full(3, np.nan))["does_not_show"])
+    limits = " ".join(made(shift=np.array([4.0, 0.0, -0.2]))["does_not_show"])
+    assert "Pass through 72 h moves random transactions without an alert as well, by +4.00 more than it did" in limits
+    assert "without an alert as well" not in " ".join(made()["does_not_show"])
+    assert "without an alert as well" not in " ".join(made(shift=np.full(3, np.nan))["does_not_show"])
 
 
 def test_contributions_that_do_not_add_up_are_not_to_be_relied_on() -> None:

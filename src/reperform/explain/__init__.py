@@ -92,6 +92,7 @@ def cases(
     explainability: pl.DataFrame,
     members: pl.DataFrame,
     facts: pl.DataFrame,
+    shift: Floats,
     intercept: float,
     threshold: float,
     n_alerts: int,
@@ -105,6 +106,7 @@ def cases(
         explainability: KPI 15 per row, in the order of `found`.
         members: contributions of members.
         facts: transactions, at least those of the alerts.
+        shift: shape (p,), how much more each feature moves random transactions than it did in training.
         intercept: of the ensemble.
         threshold: of the ensemble.
         n_alerts: of all alerts, also those that are left out.
@@ -115,8 +117,6 @@ def cases(
         for key, part in members.group_by("transaction_id", maintain_order=True)
     }
     trust = explainability.select(*results.COMPONENTS, "index_low", "index_high", *results.BESIDE).to_dicts()
-    quiet = found.shap[(found.rows.keys["population"] == "non_alerts").to_numpy()]
-    others = quiet.mean(axis=0) if len(quiet) else np.full(found.shap.shape[1], np.nan)
     return [
         receipts.Case(
             transaction=fact_of[alert["transaction_id"]],
@@ -133,7 +133,7 @@ def cases(
             values=found.rows.x[i],
             shap=found.shap[i],
             lime=found.lime.contributions[i],
-            others=others,
+            shift=shift,
             fidelity=float(found.lime.fidelity[i]),
             trust=trust[i],
         )
@@ -165,12 +165,13 @@ def run(settings: ExplainParams) -> Result:
     found = explain(one, _rows(keys, name, features, settings), background, settings)
     explainability = results.explainability_table(found, one, results.documented(features, dictionary), settings)
     known = training.y >= 0
+    moved = sanity.shifts(found, one, background)
     checks = {
         "permuted_labels": sanity.permuted_labels(
             found, one, fit, x=training.x[known], y=training.y[known], background=background, settings=settings
         ),
         "lime_seeds": sanity.lime_seeds(found, one, background, settings),
-        "shared_shift": sanity.shared_shift(found, features, settings),
+        "shared_shift": sanity.shared_shift(found, moved, features, settings),
     }
     members = results.member_table(model, _member_scores(model, alerts["transaction_id"]))
     told = cases(
@@ -180,6 +181,7 @@ def run(settings: ExplainParams) -> Result:
         explainability=explainability,
         members=members,
         facts=_facts(alerts["transaction_id"]),
+        shift=moved.mean(axis=0) if len(moved) else np.full(len(features), np.nan),
         intercept=float(model["intercept"]),
         threshold=float(tables.read_json("ensemble", "thresholds")["detectors"]["ensemble"]["threshold"]),
         n_alerts=every.height,

@@ -104,7 +104,8 @@ class Case:
         values: shape (p,), NaN for unknown.
         shap: shape (p,).
         lime: shape (p,).
-        others: shape (p,), mean SHAP contribution to random transactions without an alert; NaN if none was explained.
+        shift: shape (p,), how much more each feature moves random transactions now than it moved training rows; NaN if
+            no transaction without an alert was explained.
         fidelity: R² of the LIME surrogate.
         trust: components of KPI 15 of this alert.
     """
@@ -122,7 +123,7 @@ class Case:
     values: Floats
     shap: Floats
     lime: Floats
-    others: Floats
+    shift: Floats
     fidelity: float
     trust: Mapping[str, float | None]
 
@@ -289,7 +290,7 @@ def _feature(
         "is_beyond_training": place.is_beyond,
         "contribution": contribution,
         "lime_contribution": float(case.lime[column]),
-        "mean_contribution_to_others": None if math.isnan(case.others[column]) else float(case.others[column]),
+        "shift_since_training": None if math.isnan(case.shift[column]) else float(case.shift[column]),
         "formula": entry.get("formula", ""),
         "sentence": f"{sentence}: {_effect(contribution, case.unit)}.",
     }
@@ -352,8 +353,8 @@ def _limits(
     if beyond:
         limits.append(f"No transaction in training had such a value of {', '.join(beyond)}: the model extrapolates.")
     limits += [
-        f"{_capital(f['label'])} moves random transactions without an alert by "
-        f"{f['mean_contribution_to_others']:+.2f} on average as well: it tells little about this one."
+        f"{_capital(f['label'])} moves random transactions without an alert as well, by "
+        f"{f['shift_since_training']:+.2f} more than it did in training: it tells little about this one."
         for f in told
         if _moves_others(f)
     ]
@@ -368,8 +369,8 @@ def _limits(
 
 
 def _moves_others(feature: Mapping[str, Any]) -> bool:
-    """Whether the same feature moves random transactions at least half as far, in the same direction."""
-    usual = feature["mean_contribution_to_others"]
+    """Whether the same feature has come to move random transactions at least half as far, in the same direction."""
+    usual = feature["shift_since_training"]
     return usual is not None and usual / feature["contribution"] >= 0.5  # noqa: PLR2004  # half of it
 
 

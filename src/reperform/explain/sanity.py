@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from reperform import detectors, metrics
@@ -14,6 +15,7 @@ from reperform.params import ExplainParams
 
 ROWS = 100
 SHIFTS = 5
+ROWS_IF_SAMPLED = 30
 # Both fits are alike and small: what is compared is what they learned, not how well.
 AT_MOST = {"n_estimators": 100, "max_bin": 256}
 
@@ -101,33 +103,49 @@ def lime_seeds(found: Explained, one: Member, background: Floats, settings: Expl
     }
 
 
-def shared_shift(found: Explained, features: Sequence[str], settings: ExplainParams) -> list[dict[str, Any]]:
-    """Features that move random transactions without an alert alike: what has changed since training.
+def shifts(found: Explained, one: Member, background: Floats) -> Floats:
+    """How much more a feature moves random transactions now than it moved training rows: shape (n, p).
 
-    SHAP counts from the mean over training, so contributions to random rows average to about 0. Where they don't, the
-    feature's values have moved (a drift, or a value that grows with the calendar), and it says little about any one
-    transaction. The largest means are told, with intervals; a shift counts when its interval leaves 0 out.
+    Contributions do not average to 0 over training: SHAP's base follows the paths of the trees, where anomalies weigh
+    more than their number. So training rows are explained as well, and their mean is taken off.
+
+    Args:
+        found: what was explained; the rows without an alert are used.
+        one: the explained member.
+        background: shape (b, p), training rows.
+    """
+    quiet = found.shap[(found.rows.keys["population"] == "non_alerts").to_numpy()]
+    then, _ = one.attribute(background if one.is_exact else background[:ROWS_IF_SAMPLED])
+    return np.asarray(quiet - then.mean(axis=0), dtype=np.float64)
+
+
+def shared_shift(
+    found: Explained, moved: Floats, features: Sequence[str], settings: ExplainParams
+) -> list[dict[str, Any]]:
+    """Features that move all transactions alike, otherwise than in training: drift, or values that grow with time.
+
+    Such a feature says little about any one transaction. The largest mean shifts are told; one counts where its
+    interval leaves 0 out.
+
+    Args:
+        found: what was explained.
+        moved: of `shifts`.
+        features: names of the columns.
+        settings: of the stage.
 
     Returns:
-        feature, mean contribution as an estimate, and whether 0 lies outside its interval; largest first.
+        feature, its mean shift as an estimate, and whether 0 lies outside of the interval; largest first.
     """
-    rows = np.flatnonzero((found.rows.keys["population"] == "non_alerts").to_numpy())
-    if not len(rows):
+    if not len(moved):
         return []
-    values = found.shap[rows]
-    accounts = found.rows.keys["account_id"].gather(rows.tolist()).to_list()
-    largest = np.argsort(-np.abs(values.mean(axis=0)), kind="stable")[:SHIFTS]
+    accounts = found.rows.keys.filter(pl.col("population") == "non_alerts")["account_id"].to_list()
+    largest = np.argsort(-np.abs(moved.mean(axis=0)), kind="stable")[:SHIFTS]
     told = []
     for column in largest:
-        estimate = _estimate(values[:, column], accounts, settings)
+        estimate = _estimate(moved[:, column], accounts, settings)
         ends = estimate["low"], estimate["high"]
-        told.append(
-            {
-                "feature": features[int(column)],
-                "mean_contribution": estimate,
-                "is_shifted": None if None in ends else bool(ends[0] > 0 or ends[1] < 0),
-            }
-        )
+        is_shifted = None if None in ends else bool(ends[0] > 0 or ends[1] < 0)
+        told.append({"feature": features[int(column)], "mean_shift": estimate, "is_shifted": is_shifted})
     return told
 
 
