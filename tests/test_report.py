@@ -9,8 +9,9 @@ import pypandoc
 import pytest
 
 from reperform.errors import ReperformError
+from reperform.markup import formatted, pipe_table
 from reperform.report import narration, render
-from reperform.report.evidence import Evidence, formatted, pipe_table
+from reperform.report.evidence import Evidence
 
 METRICS = {"ensemble": {"average_precision": {"estimate": 0.7123, "low": 0.65, "high": 0.7654, "n": 10}}}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

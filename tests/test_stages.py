@@ -1,6 +1,7 @@
 """One word per stage, everywhere."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 
 from reperform.__main__ import parser
 from reperform.params import SECTIONS
-from reperform.stages import STAGES
+from reperform.stages import BY_NAME, STAGES
 from tests.conftest import ROOT
 
 NAMES = [stage.name for stage in STAGES]
@@ -60,14 +61,22 @@ def test_explained_errors_end_with_exit_code_1_and_no_stack_trace() -> None:
     assert "Traceback" not in got.stderr
 
 
+def code_of(path: Path) -> str:
+    if path.suffix == ".py":
+        return path.read_text()
+    cells = [cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    lines = "\n".join("".join(cell) for cell in cells).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("%"))
+
+
 def imported_modules(path: Path) -> set[str]:
     """Modules and folders directly below the package that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(code_of(path))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "reperform":
             parts = node.module.split(".")
             found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found
+    return {name for name in found if not name.startswith("_")}
 
 
 def files_of(module: str) -> list[Path]:
@@ -85,9 +94,19 @@ def all_imports(module: str, seen: set[str]) -> set[str]:
     return seen
 
 
+def modules_of(name: str) -> set[str]:
+    """What a stage's module and its notebook import, and what that imports; figures are named file by file."""
+    seen = all_imports(name, set())
+    notebook = BY_NAME[name].notebook
+    if notebook:
+        for module in imported_modules(ROOT / "notebooks" / f"{notebook}.ipynb") - {"figures"}:
+            all_imports(module, seen)
+    return seen
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "compose"])
 def test_stage_runs_again_when_code_that_it_imports_changes(name: str) -> None:
     deps = [Path(dep) for dep in PIPELINE[name]["deps"] if dep.startswith("src/")]
-    needed = {path.relative_to(ROOT) for module in all_imports(name, set()) for path in files_of(module)}
+    needed = {path.relative_to(ROOT) for module in modules_of(name) for path in files_of(module)}
     missing = sorted(str(p) for p in needed if not any(p == dep or dep in p.parents for dep in deps))
     assert missing == []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from reperform.explain.quality import TOP, Floats, features_to_reach, overlap, top_features
-from reperform.report.evidence import pipe_table
+from reperform.markup import pipe_table
 
 LOG_ODDS = "log-odds"
 YES_OR_NO = "0 or 1"

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from reperform import figures
 from reperform.errors import ReperformError
+from reperform.markup import NOT_AVAILABLE, formatted, literal, pipe_table
 
 Cell = str | int | float | bool | date | datetime | None
-NOT_AVAILABLE = "n/a"
 
 
 class Evidence:
@@ -56,7 +56,7 @@ class Evidence:
         """
         got = self.get(source, key)
         text = _interval(got, style) if isinstance(got, Mapping) and "estimate" in got else formatted(got, style)
-        return f'[{_inline(text)}]{{.value title="{escape(f"data/{source}.json: {key}")}"}}'
+        return f'[{literal(text)}]{{.value title="{escape(f"data/{source}.json: {key}")}"}}'
 
     def frame(self, source: str) -> pl.DataFrame:
         """A Parquet output as a frame."""
@@ -112,46 +112,6 @@ class Evidence:
         self.used.setdefault(name, set()).add(key)
 
 
-def formatted(value: Any, style: str = "auto") -> str:
-    """A value as people read it.
-
-    Args:
-        value: any JSON value.
-        style: `auto`, `percent`, `count`, or a Python format specification such as `.3f`.
-    """
-    if value is None:
-        return NOT_AVAILABLE
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if style == "percent":
-        return f"{100 * value:.1f} %"
-    if isinstance(value, int) or style == "count":
-        return f"{value:,.0f}"
-    if isinstance(value, float):
-        return f"{value:{style}}" if style != "auto" else _rounded(value)
-    return str(value)
-
-
-def pipe_table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """Records as a markdown table; numbers to the right, text to the left."""
-    right = {
-        n: all(isinstance(r.get(n), int | float | None) and not isinstance(r.get(n), bool) for r in records)
-        for n in names
-    }
-    lines = [
-        f"| {' | '.join(names.values())} |",
-        "|" + "|".join("---:" if right[name] else ":---" for name in names) + "|",
-    ]
-    lines += ["| " + " | ".join(_inline(formatted(record.get(name))) for name in names) + " |" for record in records]
-    return "\n".join(lines)
-
-
-def _rounded(value: float) -> str:
-    if value == 0 or abs(value) >= 1000:  # noqa: PLR2004  # thousands are read as counts
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
-
-
 def _interval(metric: Mapping[str, Any], style: str) -> str:
     if metric["estimate"] is None:
         return NOT_AVAILABLE
@@ -159,16 +119,6 @@ def _interval(metric: Mapping[str, Any], style: str) -> str:
         return formatted(metric["estimate"], style)
     low, high = (formatted(metric[side], style) for side in ("low", "high"))
     return f"{formatted(metric['estimate'], style)} ({low} to {high})"
-
-
-def _inline(text: str) -> str:
-    """Text that markdown takes literally inside a table cell or a span."""
-    if text.startswith("`") and text.endswith("`"):
-        return text.replace("|", "\\|")
-    cleaned = text.replace("\n", " ").replace("\\", "\\\\")
-    for mark in "|*_[]<>$@#^~`":
-        cleaned = cleaned.replace(mark, f"\\{mark}")
-    return cleaned
 
 
 def _step(value: Any, part: str, source: str, key: str) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 import polars as pl
 
 from reperform import __version__
+from reperform.markup import formatted
 from reperform.params import ReportParams, raw
-from reperform.report.evidence import Evidence, formatted
+from reperform.report.evidence import Evidence
 from reperform.report.render import find_renderer
 from reperform.stages import STAGES
 

@@ -1,0 +1,56 @@
+"""Values and tables as people read them, in markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NOT_AVAILABLE = "n/a"
+
+
+def formatted(value: Any, style: str = "auto") -> str:
+    """A value as people read it.
+
+    Args:
+        value: any JSON value.
+        style: `auto`, `percent`, `count`, or a Python format specification such as `.3f`.
+    """
+    if value is None:
+        return NOT_AVAILABLE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if style == "percent":
+        return f"{100 * value:.1f} %"
+    if isinstance(value, int) or style == "count":
+        return f"{value:,.0f}"
+    if isinstance(value, float):
+        return f"{value:{style}}" if style != "auto" else _rounded(value)
+    return str(value)
+
+
+def pipe_table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Records as a markdown table; numbers to the right, text to the left."""
+    right = {
+        n: all(isinstance(r.get(n), int | float | None) and not isinstance(r.get(n), bool) for r in records)
+        for n in names
+    }
+    lines = [
+        f"| {' | '.join(names.values())} |",
+        "|" + "|".join("---:" if right[name] else ":---" for name in names) + "|",
+    ]
+    lines += ["| " + " | ".join(literal(formatted(record.get(name))) for name in names) + " |" for record in records]
+    return "\n".join(lines)
+
+
+def literal(text: str) -> str:
+    """Text that markdown takes literally inside a table cell or a span."""
+    if text.startswith("`") and text.endswith("`"):
+        return text.replace("|", "\\|")
+    cleaned = text.replace("\n", " ").replace("\\", "\\\\")
+    for mark in "|*_[]<>$@#^~`":
+        cleaned = cleaned.replace(mark, f"\\{mark}")
+    return cleaned
+
+
+def _rounded(value: float) -> str:
+    if value == 0 or abs(value) >= 1000:  # noqa: PLR2004  # thousands are read as counts
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
