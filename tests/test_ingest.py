@@ -198,6 +198,13 @@ def test_an_unknown_kind_of_source_is_refused(world: Path) -> None:
         ingest.run(params.load(params.IngestParams))
 
 
+def test_a_misspelt_key_of_a_source_is_found_before_the_first_stage(project: Path) -> None:
+    got = command(project, "params", "ingest.sources.northbank.columns.channel=chan", "+ingest.sources.castle.entity=x")
+    assert got.returncode == 1
+    assert "did you mean entity_id" in got.stderr
+    assert "ingest.sources.castle" in got.stderr
+
+
 def test_without_sources_every_table_is_there_and_empty(world: Path) -> None:
     write_params(world, sources={})
     assert ingest.run(params.load(params.IngestParams))["sources"] == {}

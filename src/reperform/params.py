@@ -45,7 +45,7 @@ class IngestParams:
 
     Args:
         raw: the folder, relative to the project.
-        sources: name to description; `reperform.ingest` checks each when it reads it.
+        sources: name to description; see `reperform.ingest` for each kind.
         on_unreadable_file: whether a file that cannot be read at all stops the run, or is listed in quarantine.
         processes: how many processes a reader may start.
         base_currency: of `amount_base`; exchange rates say what one unit of another currency is worth in it.
@@ -56,6 +56,13 @@ class IngestParams:
     on_unreadable_file: Literal["stop", "quarantine"]
     processes: Annotated[int, Field(ge=1)]
     base_currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "EUR"
+
+    def __post_init__(self) -> None:
+        """Check every description now, so that a misspelt key is found before the first stage runs."""
+        from reperform.ingest import check_source  # noqa: PLC0415  # its modules build on this one
+
+        for name, source in self.sources.items():
+            check_source(name, source)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -5,14 +5,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reperform import paths, schemas, tables
+from reperform import params, paths, schemas, tables
 from reperform.errors import ReperformError, nearest
+from reperform.ingest.column_map import table_source
 from reperform.ingest.combine import combine
+from reperform.ingest.iso20022 import iso20022_source
 from reperform.ingest.receipt import receipt
 from reperform.ingest.source import SOURCE, SourceResult
+from reperform.ingest.xbrl_source import XbrlSource
 from reperform.params import IngestParams
 
 KINDS = ("table", "iso20022", "xbrl")  # each is a module beside this one with a function `read`
+
+
+def check_source(name: str, source: Mapping[str, Any]) -> None:
+    """Refuse a description that its kind would refuse, without looking at any file.
+
+    Raises:
+        ReperformError: for an unknown kind, an unknown key (naming the nearest) or a wrong value.
+    """
+    kind = _kind(name, source)
+    if kind == "table":
+        table_source(name, source)
+    elif kind == "iso20022":
+        iso20022_source(name, source)
+    else:
+        params.build(XbrlSource, source, where=f"ingest.sources.{name}")
 
 
 def read_source(name: str, source: Mapping[str, Any], raw: Path, processes: int) -> SourceResult:
@@ -21,6 +39,12 @@ def read_source(name: str, source: Mapping[str, Any], raw: Path, processes: int)
     Raises:
         ReperformError: for an unknown kind, a wrong description, or a source without files.
     """
+    module = importlib.import_module(f"reperform.ingest.{_kind(name, source)}")
+    result: SourceResult = module.read(name, source, raw, processes=processes)
+    return result
+
+
+def _kind(name: str, source: Mapping[str, Any]) -> str:
     kind = source.get("kind")
     if kind not in KINDS:
         raise ReperformError(
@@ -30,9 +54,7 @@ def read_source(name: str, source: Mapping[str, Any], raw: Path, processes: int)
             where=f"ingest.sources.{name}.kind",
             fix=f"{nearest(str(kind), KINDS)}; change it in conf/ingest/ and run `make params`",
         )
-    module = importlib.import_module(f"reperform.ingest.{kind}")
-    result: SourceResult = module.read(name, source, raw, processes=processes)
-    return result
+    return str(kind)
 
 
 def stop_for_unreadable(results: Mapping[str, SourceResult]) -> None:
@@ -53,15 +75,15 @@ def stop_for_unreadable(results: Mapping[str, SourceResult]) -> None:
     ) from first
 
 
-def run(params: IngestParams) -> dict[str, Any]:
+def run(given: IngestParams) -> dict[str, Any]:
     """Read every source, unite them, and save the canonical tables with their receipt."""
-    raw = paths.project_root() / params.raw
-    results = {name: read_source(name, source, raw, params.processes) for name, source in params.sources.items()}
-    if params.on_unreadable_file == "stop":
+    raw = paths.project_root() / given.raw
+    results = {name: read_source(name, source, raw, given.processes) for name, source in given.sources.items()}
+    if given.on_unreadable_file == "stop":
         stop_for_unreadable(results)
-    combined = combine(results, params.base_currency)
+    combined = combine(results, given.base_currency)
     quarantine = schemas.checked(combined.quarantine.drop(SOURCE), schemas.QUARANTINE)
-    document = {"base_currency": params.base_currency, **receipt(params.sources, results, combined)}
+    document = {"base_currency": given.base_currency, **receipt(given.sources, results, combined)}
     for name, frame in combined.tables.items():
         tables.write_table(frame.rechunk(), "ingest", name)  # how files were batched shall not show in the bytes
     tables.write_table(quarantine, "ingest", "quarantine")

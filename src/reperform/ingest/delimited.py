@@ -154,8 +154,10 @@ def _pattern(template: str, form: Format) -> str:
 
 
 def _header(line: str, form: Format, path: str) -> list[str]:
-    quoting = csv.QUOTE_MINIMAL if form.quote else csv.QUOTE_NONE
-    fields = next(csv.reader([line], delimiter=form.delimiter, quotechar=form.quote or None, quoting=quoting))
+    if form.quote:
+        fields = next(csv.reader([line], delimiter=form.delimiter, quotechar=form.quote))
+    else:
+        fields = line.split(form.delimiter)
     names = [name.strip() for name in fields]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
