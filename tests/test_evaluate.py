@@ -267,7 +267,7 @@ def test_time_and_value_lost_before_detection_by_hand() -> None:
     assert first["found_at"] == START + timedelta(hours=12)  # when the alerted record was known
     assert first["amount_before"] == 150  # booked before that
     assert second["found_at"] is None
-    scored = detection.Scored("d", np.zeros(4), alert, metrics.ranking(period.y, np.zeros(4), period.day))
+    scored = detection.Scored("d", np.zeros(4), alert, metrics.ranking(period.y, np.zeros(4), period.day), np.zeros(50))
     got = detection.decisions(period, scored)
     assert got["event_recall"].estimate == 0.5
     assert got["hours_to_detect_median"].estimate == 12

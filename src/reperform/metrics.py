@@ -9,7 +9,7 @@ block once; a bootstrap round is then a matrix product with its block weights in
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -188,24 +188,39 @@ def bootstrap_weights(blocks: int, rounds: int, seed: int) -> Floats:
 
 def bootstrapped(metric: Metric, ranked: Ranking, weights: Floats) -> Floats:
     """The metric in every round, shape (rounds,)."""
-    parts = [
-        metric(ranked.weighted(weights[start : start + ROUNDS_AT_ONCE]))
-        for start in range(0, weights.shape[0], ROUNDS_AT_ONCE)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0)
+    parts = [metric(ranked.weighted(part)) for part in _some_at_once(weights)]
+    return np.concatenate([*parts, np.empty(0)])
 
 
 def with_interval(metric: Metric, ranked: Ranking, weights: Floats, level: float) -> Estimate:
-    """A ranking's metric with its percentile interval over block-bootstrap rounds.
+    """One metric as `with_intervals` gives it."""
+    return with_intervals({"it": metric}, ranked, weights, level)["it"]
+
+
+def with_intervals(wanted: Mapping[str, Metric], ranked: Ranking, weights: Floats, level: float) -> dict[str, Estimate]:
+    """Metrics of a ranking with their percentile intervals over block-bootstrap rounds.
 
     Args:
-        metric: a function of a ranking.
+        wanted: functions of a ranking, by name.
         ranked: rows counted per block.
         weights: from `bootstrap_weights`.
         level: such as 0.95.
     """
-    value = float(metric(ranked.totals)[0])
-    return estimate(value, bootstrapped(metric, ranked, weights), level, int(ranked.rows.sum()))
+    whole, n = ranked.totals, int(ranked.rows.sum())
+    rounds: dict[str, list[Floats]] = {name: [] for name in wanted}
+    for part in _some_at_once(weights):
+        drawn = ranked.weighted(part)  # shared by all metrics: it is what costs
+        for name, metric in wanted.items():
+            rounds[name].append(metric(drawn))
+    return {
+        name: estimate(float(metric(whole)[0]), np.concatenate([*rounds[name], np.empty(0)]), level, n)
+        for name, metric in wanted.items()
+    }
+
+
+def _some_at_once(weights: Floats) -> Iterator[Floats]:
+    for start in range(0, weights.shape[0], ROUNDS_AT_ONCE):
+        yield weights[start : start + ROUNDS_AT_ONCE]
 
 
 def estimate(value: float, rounds: Floats, level: float, n: int) -> Estimate:

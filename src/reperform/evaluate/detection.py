@@ -67,6 +67,7 @@ class Scored:
         alert: the rows that are looked at: the ensemble's own decision; for the others as many rows as the ensemble
             flags, so that all are compared at the same effort. Shape (n,).
         ranked: rows counted by score and day.
+        precision_rounds: average precision in every bootstrap round, shape (rounds,).
         probability: calibrated, shape (n,); None where the detector gives none.
     """
 
@@ -74,6 +75,7 @@ class Scored:
     score: Floats
     alert: Bools
     ranked: Ranking
+    precision_rounds: Floats
     probability: Floats | None = None
 
 
@@ -120,7 +122,9 @@ def scored_rows(period: Period, scores: Mapping[str, pl.DataFrame], seed: int) -
         alert = own.astype(np.bool_) if decided and own is not None else metrics.top_rows(score, budget, seed)
         has_probability = frame.height > 0 and frame["probability"].null_count() == 0
         probability = frame["probability"].to_numpy() if has_probability else None
-        result.append(Scored(name, score, alert, metrics.ranking(period.y, score, period.day), probability))
+        ranked = metrics.ranking(period.y, score, period.day)
+        rounds = metrics.bootstrapped(metrics.average_precision, ranked, period.weights)
+        result.append(Scored(name, score, alert, ranked, rounds, probability))
     return result
 
 
@@ -158,7 +162,7 @@ def detection(period: Period, scored: Scored, settings: EvaluateParams) -> dict[
         f"recall_at_false_positive_rate_{r:g}": metrics.recall_at_false_positive_rate(r) for r in FALSE_POSITIVE_RATES
     }
     wanted |= {f"alert_share_at_recall_{r:g}": metrics.alert_share_at_recall(r) for r in RECALLS}
-    return {name: metrics.with_interval(m, scored.ranked, period.weights, period.level) for name, m in wanted.items()}
+    return metrics.with_intervals(wanted, scored.ranked, period.weights, period.level)
 
 
 def per_day_precision(period: Period, scored: Scored, settings: EvaluateParams) -> dict[str, Estimate]:
@@ -269,12 +273,8 @@ def against_rules(period: Period, scored: Scored, rules: Scored | None) -> dict[
 
 def average_precision_difference(period: Period, one: Scored, other: Scored) -> Estimate:
     """Average precision of one detector minus the other's, from the same days in every bootstrap round."""
-    ap = metrics.average_precision
-    value = float(ap(one.ranked.totals)[0] - ap(other.ranked.totals)[0])
-    rounds = metrics.bootstrapped(ap, one.ranked, period.weights) - metrics.bootstrapped(
-        ap, other.ranked, period.weights
-    )
-    return metrics.estimate(value, rounds, period.level, period.y.size)
+    value = float(metrics.average_precision(one.ranked.totals)[0] - metrics.average_precision(other.ranked.totals)[0])
+    return metrics.estimate(value, one.precision_rounds - other.precision_rounds, period.level, period.y.size)
 
 
 def calibration(period: Period, probability: Floats | None) -> dict[str, Estimate]:
@@ -336,7 +336,7 @@ def filing_detection(
         # Looking at as many filings as are misstated: precision and recall are the same there.
         "precision_at_misstated": lambda r: metrics.recall_at_alerts(r, r.positives),
     }
-    found = {name: metrics.with_interval(m, ranked, weights, settings.interval) for name, m in wanted.items()}
+    found = metrics.with_intervals(wanted, ranked, weights, settings.interval)
     for name, bottom in (("precision", alert), ("recall", y)):
         found[name] = (
             metrics.ratio_with_interval(alert & y, bottom, weights, settings.interval, y.size)
