@@ -34,6 +34,49 @@ else:
 
 
 @kernel
+def _place(ordered: Any, size: int, value: Any) -> int:
+    """How many of the first `size` sorted values are below a value (numpy's searchsorted takes seconds to compile)."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        if ordered[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def _insert(ordered: Any, size: int, value: Any) -> None:
+    at = _place(ordered, size, value)
+    for position in range(size, at, -1):
+        ordered[position] = ordered[position - 1]
+    ordered[at] = value
+
+
+@kernel
+def _remove(ordered: Any, size: int, value: Any) -> None:
+    for position in range(_place(ordered, size, value), size - 1):
+        ordered[position] = ordered[position + 1]
+
+
+@kernel
+def _median(values: F64) -> float:
+    """Median of a few hundred values at most: sorted by insertion."""
+    ordered, size = np.empty(len(values)), 0
+    for value in values:
+        _insert(ordered, size, value)
+        size += 1
+    return _middle(ordered, size)
+
+
+@kernel
+def _middle(ordered: Any, size: int) -> float:
+    half = size // 2
+    return float(ordered[half]) if size % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+
+
+@kernel
 def tape(
     ask_starts: I64,
     ask_rows: I64,
@@ -187,7 +230,7 @@ def extreme_times(events: I64, time: I64, rows: int) -> tuple[I64, I64]:
 @kernel
 def _kth_deviation(ordered: F64, size: int, centre: float, rank: int) -> float:
     """The rank-th smallest |value - centre| (rank from 0) of sorted values, merging outwards from the centre."""
-    right = np.searchsorted(ordered[:size], centre)
+    right = _place(ordered, size, centre)
     left = right - 1
     found = 0.0
     for _ in range(rank + 1):
@@ -224,31 +267,30 @@ def order_statistics(events: I64, values: F64, rows: int) -> tuple[I64, F64, F64
             continue
         if np.isnan(values[row]) and kind != ASK:
             continue
-        at = np.searchsorted(ordered[:size], values[row])
         if kind == ENTER:
             if size == len(ordered):
                 wider = np.empty(2 * size)
                 wider[:size] = ordered
                 ordered = wider
-            for position in range(size, at, -1):
-                ordered[position] = ordered[position - 1]
-            ordered[at] = values[row]
+            _insert(ordered, size, values[row])
             size += 1
         elif kind == LEAVE:
+            _remove(ordered, size, values[row])
             size -= 1
-            for position in range(at, size):
-                ordered[position] = ordered[position + 1]
         else:
             n[row] = size
             if size:
                 half = size // 2
-                centre = ordered[half] if size % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+                centre = _middle(ordered, size)
                 spread = _kth_deviation(ordered, size, centre, half)
                 if size % 2 == 0:
                     spread = 0.5 * (spread + _kth_deviation(ordered, size, centre, half - 1))
                 median[row], deviation[row], maximum[row] = centre, spread, ordered[size - 1]
-                above = np.searchsorted(ordered[:size], values[row], side="right")
-                rank[row] = (at + 0.5 * (above - at)) / size
+                below = _place(ordered, size, values[row])
+                equal = 0
+                while below + equal < size and ordered[below + equal] == values[row]:
+                    equal += 1
+                rank[row] = (below + 0.5 * equal) / size if values[row] == values[row] else np.nan
     return n, median, deviation, maximum, rank
 
 
@@ -393,21 +435,6 @@ def concentration(events: I64, items: I64, weights: I64, n_items: int, rows: int
 
 
 @kernel
-def _insert(ordered: Any, size: int, value: Any) -> None:
-    at = np.searchsorted(ordered[:size], value)
-    for position in range(size, at, -1):
-        ordered[position] = ordered[position - 1]
-    ordered[at] = value
-
-
-@kernel
-def _remove(ordered: Any, size: int, value: Any) -> None:
-    at = np.searchsorted(ordered[:size], value)
-    for position in range(at, size - 1):
-        ordered[position] = ordered[position + 1]
-
-
-@kernel
 def gap_statistics(events: I64, time: I64, rows: int) -> tuple[I64, F64, F64, F64]:
     """Gaps between the records that are seen, in order of the time at which they happened.
 
@@ -428,7 +455,7 @@ def gap_statistics(events: I64, time: I64, rows: int) -> tuple[I64, F64, F64, F6
                 wider[0, :size], wider[1, :size] = times, gaps
                 times, gaps = wider[0].copy(), wider[1].copy()
             moment = time[row]
-            at = np.searchsorted(times[:size], moment)
+            at = _place(times, size, moment)
             count = max(size - 1, 0)
             if 0 < at < size:
                 _remove(gaps, count, times[at] - times[at - 1])
@@ -454,9 +481,8 @@ def gap_statistics(events: I64, time: I64, rows: int) -> tuple[I64, F64, F64, F6
                 squares = 0.0
                 for position in range(count):
                     squares += (gaps[position] / 1e6 - average) ** 2
-                half = count // 2
-                middle = gaps[half] if count % 2 else (gaps[half - 1] + gaps[half]) / 2
-                mean[row], deviation[row], median[row] = average, np.sqrt(squares / count), middle / 1e6
+                mean[row], deviation[row] = average, np.sqrt(squares / count)
+                median[row] = _middle(gaps, count) / 1e6
     return n, mean, deviation, median
 
 
@@ -511,13 +537,6 @@ def daily_counts(
                 weighted[begin + offset] += share * counts[offset - 1 - back]
                 weight[begin + offset] += share
     return last, weighted, weight, complete
-
-
-@kernel
-def _median(values: F64) -> float:
-    ordered = np.sort(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
 @kernel
@@ -700,8 +719,13 @@ def returning_paths(
 @kernel
 def _ranks(values: F64) -> F64:
     """Ranks from 1; equal values share the mean of their ranks."""
-    order = np.argsort(values)
-    ranks = np.empty(len(values))
+    order, ranks = np.empty(len(values), np.int64), np.empty(len(values))
+    for size in range(len(values)):
+        at = size
+        while at > 0 and values[order[at - 1]] > values[size]:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = size
     start = 0
     while start < len(values):
         end = start + 1
@@ -715,8 +739,11 @@ def _ranks(values: F64) -> F64:
 
 @kernel
 def _pearson(x: F64, y: F64) -> float:
-    x_mean, y_mean = np.mean(x), np.mean(y)
-    xy, xx, yy = 0.0, 0.0, 0.0
+    x_sum, y_sum, xy, xx, yy = 0.0, 0.0, 0.0, 0.0, 0.0
+    for position in range(len(x)):
+        x_sum += x[position]
+        y_sum += y[position]
+    x_mean, y_mean = x_sum / len(x), y_sum / len(y)
     for position in range(len(x)):
         dx, dy = x[position] - x_mean, y[position] - y_mean
         xy += dx * dy

@@ -75,6 +75,15 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             p,
             null_rule="no known payment into the account in the window",
         ),
+        *(
+            Column(
+                f"network_new_n_{n}",
+                "counterparties that the account first dealt with in the window, the row included",
+                "counterparties",
+                n,
+            )
+            for n in settings.new_windows
+        ),
         Column(
             "network_is_first_time",
             "1 if the account has no known payment with the counterparty",
