@@ -13,6 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import average_precision_score
 
 from reperform import detectors, params, schemas, split, tables
+from reperform.detectors import filings
 from reperform.errors import ReperformError
 from reperform.params import EnsembleParams, SplitParams
 
@@ -378,5 +379,14 @@ def run(settings: EnsembleParams) -> dict[str, Any]:
     tables.write_json(model, "ensemble", "model")
     tables.write_json(limits, "ensemble", "thresholds")
     tables.write_table(schemas.checked(scores, schemas.SCORES), "ensemble", "scores")
-    tables.write_table(schemas.empty(schemas.SCORES), "ensemble", "filing_scores")
+    _run_filings(settings, calendar)
     return model
+
+
+def _run_filings(settings: EnsembleParams, calendar: SplitParams) -> None:
+    kpis = tables.read_table("featurize", "filing_kpis")
+    facts = schemas.checked(tables.read_table("validate", "facts"), schemas.FACTS)
+    scored = filings.score_filings(kpis, facts, settings=settings.filings)
+    scores = filings.as_scores(scored, kpis, calendar)
+    tables.write_table(schemas.checked(scores, schemas.SCORES), "ensemble", "filing_scores")
+    tables.write_table(scored, "ensemble", "filing_reasons")

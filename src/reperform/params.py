@@ -161,11 +161,20 @@ class TrainParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class EnsembleParams:
-    """Members of the stack and how its scores become probabilities and alerts."""
+    """Members of the stack, how its scores become probabilities and alerts, and how filings are scored beside it.
+
+    Args:
+        members: detectors that are stacked.
+        calibration: `auto` is isotonic from 1,000 positives on, else sigmoid.
+        alert_share: share of validation rows above the alert threshold.
+        filings: settings of the filings detector; what is not set keeps the default in its module.
+        seed: of the stack.
+    """
 
     members: list[str]
     calibration: Literal["auto", "isotonic", "sigmoid"]
     alert_share: Share
+    filings: dict[str, Any]
     seed: int
 
 
