@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from datetime import date, datetime
-from math import log
+from math import log, sqrt
 from typing import Annotated, Any
 
 import numpy as np
@@ -136,7 +136,8 @@ def score_filings(filing_kpis: pl.DataFrame, facts: pl.DataFrame, *, settings: M
     """Score every filing from its KPIs and its numbers.
 
     score = sum over components of weight x size. A size x with half-point h is x / (x + h); a family of rules is the
-    mean of two such sizes, of the share that failed and of the worst relative gap; a deviation is 1 - limit / |z|.
+    geometric mean of two such sizes, of the share that failed and of the worst relative gap, so that an immaterial gap
+    stays small; a deviation is 1 - limit / |z|.
 
     Args:
         filing_kpis: as the featurize stage writes it.
@@ -271,7 +272,7 @@ def _family(kpis: Kpis, family: str, known: FilingDetectorSettings) -> Part:
         return 0.0, ""
     share = _up_to_one(failed / evaluable, known.half_failed)
     worst = _up_to_one(kpis[f"{family}_severity"], known.half_severity)
-    return (share + worst) / 2, f"{failed} of {evaluable} rules fail ({_words(kpis['failures'], family)})"
+    return sqrt(share * worst), f"{failed} of {evaluable} rules fail ({_words(kpis['failures'], family)})"
 
 
 def _words(failures: str, family: str) -> str:
@@ -370,25 +371,30 @@ def _periods(kpis: Kpis, last: Kpis, start: Kpis) -> int:
 
 
 def _odd_ratios(past: Past, known: FilingDetectorSettings) -> Iterator[tuple[float, str]]:
-    """Ratios, as odd as they are to both own history and peers.
+    """Ratios, as odd as they are to own history, to peers, and to the filing before: the least of them.
 
     Without own history a ratio says nothing where institutions differ in their business.
     """
     of_own = [_ratios(other, past.lines, known) for other in past.own()]
     of_peers = [_ratios(other, past.lines, known) for other in past.peers()]
     for name, value in sorted(_ratios(past.kpis, past.lines, known).items()):
-        groups = ((of_own, known.least_history), (of_peers, known.least_peers))
-        references = [([each[name] for each in group if name in each], least) for group, least in groups]
-        has_history = len(references[0][0]) >= known.least_history
-        if not has_history and not known.lines(past.kpis["form"]).peers_alone:
+        own = [each[name] for each in of_own if name in each]
+        peers = [each[name] for each in of_peers if name in each]
+        judged = []
+        if len(own) >= known.least_history:
+            by_history = _robust_z(value, own, _ratio_floor(own, known))
+            step = _robust_z(value, own[-1:], _spread(own) + _ratio_floor(own, known))
+            judged += [by_history, step]
+        elif not known.lines(past.kpis["form"]).peers_alone:
             continue
-        judged = [
-            _robust_z(value, reference, known.floor * abs(float(np.median(reference))))
-            for reference, least in references
-            if len(reference) >= least
-        ]
+        if len(peers) >= known.least_peers:
+            judged.append(_robust_z(value, peers, _ratio_floor(peers, known)))
         if judged:
             yield _said(name, value, min(judged, key=lambda each: abs(each[0])))
+
+
+def _ratio_floor(reference: Sequence[float], known: FilingDetectorSettings) -> float:
+    return known.floor * abs(float(np.median(reference)))
 
 
 def _said(name: str, value: float, judged: tuple[float, float]) -> tuple[float, str]:
@@ -396,6 +402,11 @@ def _said(name: str, value: float, judged: tuple[float, float]) -> tuple[float, 
 
 
 def _robust_z(value: float, reference: Sequence[float], floor: float) -> tuple[float, float]:
+    """Distance from the median in robust standard deviations, and the median."""
     middle = float(np.median(reference))
-    spread = NORMAL_MAD * float(np.median(np.abs(np.asarray(reference) - middle)))
-    return (value - middle) / max(spread + floor, 1e-12), middle
+    return (value - middle) / max(_spread(reference) + floor, 1e-12), middle
+
+
+def _spread(reference: Sequence[float]) -> float:
+    """Standard deviation of a normal distribution with the same median absolute deviation."""
+    return NORMAL_MAD * float(np.median(np.abs(np.asarray(reference) - np.median(reference))))

@@ -99,6 +99,29 @@ def ledger_totals(own: pl.DataFrame, month: Month, known_by: datetime) -> dict[K
     return totals
 
 
+def moved_to_next_month(totals: dict[Key, int], own: pl.DataFrame, month: Month, payments: int) -> tuple[int, int]:
+    """Leave the last ordinary incoming payments of a month out of its totals: the bank's cut-off is before midnight.
+
+    Returns:
+        How many payments, and their value in whole units.
+    """
+    end = datetime.combine(month.last + timedelta(days=1), time(), UTC)
+    begin = datetime.combine(month.last, time(), UTC)
+    is_cash = pl.col("channel").is_in(taxonomy.CASH_CHANNELS).fill_null(value=False)
+    ordinary = (pl.col("direction") == "in") & (pl.col("amount") < taxonomy.LARGE_VALUE_FROM) & ~is_cash
+    on_last_day = own.filter(pl.col("booked_at").is_between(begin, end, closed="left") & ordinary)
+    moved = on_last_day.sort("booked_at", "transaction_id").tail(payments)
+    add_incoming(totals, -moved.height, -_whole_units(moved["amount"]))
+    return moved.height, _whole_units(moved["amount"])
+
+
+def add_incoming(totals: dict[Key, int], number: int, value: int) -> None:
+    """Add incoming payments to the totals of a month."""
+    totals["IncomingTransactionsNumber", MONTH] += number
+    totals["TransactionsNumber", MONTH] += number
+    totals["IncomingTransactionsValue", MONTH] += value
+
+
 def by_channel(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """Rows of each member of the channel dimension; the last member takes what no other one names."""
     named = [channel for channels in CHANNEL_MEMBERS.values() for channel in channels]

@@ -22,15 +22,30 @@ from reperform.simulate.bank_returns import (
     Month,
     Return,
     Value,
+    add_incoming,
     complete_months,
     ledger_totals,
+    moved_to_next_month,
     opening_deposits,
 )
-from reperform.simulate.misstatements import KINDS, PLANTERS, Kind, Misstatement, Planted, drawn_days, office_hours
+from reperform.simulate.misstatements import KINDS, PLANTERS, Kind, Misstatement, Planted, drawn_number, office_hours
 from reperform.taxonomy import BY_NAME, CHANNEL_MEMBERS, RETURN
 
 TRUTH_SCHEMA = {"filing_id": pl.String, "misstatement": pl.String, "concept": pl.String, "detail": pl.String}
 RECEIPTS = ("file", "filing_id", "entity_id", "form", "period_start", "period_end", "due_at", "filed_at")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class CutOff:
+    """Honest differences from the ledger: payments of the last evening that a bank counts in the next month.
+
+    Args:
+        filings: in how many returns.
+        payments: fewest and most of them.
+    """
+
+    filings: Annotated[int, Field(ge=0)] = 0
+    payments: tuple[int, int] = (1, 3)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -41,12 +56,14 @@ class FilingSettings:
         due_days: days from the end of the month until a return is due.
         days_before_due: fewest and most days that a return is filed early.
         largest_misstated_share: at most this share of all filings is misstated, whatever the counts below say.
+        cut_off: honest differences, which are no misstatements.
         misstatements: by kind.
     """
 
     due_days: Annotated[int, Field(ge=1)] = 15
     days_before_due: tuple[int, int] = (2, 7)
     largest_misstated_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    cut_off: CutOff = field(default_factory=CutOff)
     misstatements: dict[Kind, Misstatement] = field(default_factory=dict)
 
 
@@ -97,16 +114,20 @@ def honest_returns(
     entities: Sequence[str],
 ) -> list[Return]:
     """Returns that agree with the ledger and with themselves, by institution and month."""
-    returns = []
+    returns: list[Return] = []
+    cuts = set(rng.permutation(len(entities) * len(months))[: settings.cut_off.filings].tolist())
     for entity in entities:
         own = ledger.filter(pl.col("entity_id") == entity)
         currency = own["currency"].mode().sort()[0] if own.height else "EUR"
         opening = opening_deposits(own)
-        sheet = BalanceSheet.drawn(rng, opening)
+        sheet, moved = BalanceSheet.drawn(rng, opening), (0, 0)
         for month in months:
             due_at = datetime.combine(month.last + timedelta(days=settings.due_days), time(23, 59, 59), UTC)
-            filed_at = office_hours(rng, due_at - timedelta(days=drawn_days(rng, settings.days_before_due)))
+            filed_at = office_hours(rng, due_at - timedelta(days=drawn_number(rng, settings.days_before_due)))
             totals = ledger_totals(own, month, filed_at)
+            add_incoming(totals, *moved)
+            payments = drawn_number(rng, settings.cut_off.payments) if len(returns) in cuts else 0
+            moved = moved_to_next_month(totals, own, month, payments)
             closing = (
                 opening
                 + int(totals["IncomingTransactionsValue", MONTH])

@@ -43,8 +43,8 @@ class Misstatement:
     days: tuple[int, int] = (5, 20)
 
 
-def drawn_days(rng: np.random.Generator, between: tuple[int, int]) -> int:
-    """A whole number of days between two limits, both included."""
+def drawn_number(rng: np.random.Generator, between: tuple[int, int]) -> int:
+    """A whole number between two limits, both included."""
     return int(rng.integers(between[0], between[1] + 1))
 
 
@@ -113,7 +113,7 @@ def _missing_required_fact(each: Return, _how: Misstatement, rng: np.random.Gene
 
 
 def _late_filing(each: Return, how: Misstatement, rng: np.random.Generator, _turn: int) -> list[Planted]:
-    late = drawn_days(rng, how.days)
+    late = drawn_number(rng, how.days)
     return [
         (replace(each, filed_at=office_hours(rng, each.due_at + timedelta(days=late))), "", f"filed {late} days late")
     ]
@@ -132,7 +132,7 @@ def _restatement(each: Return, how: Misstatement, rng: np.random.Generator, _tur
             {("IsRestatement", MONTH): True, ("RestatementReason", MONTH): "Loans and fee income were overstated."}
         ),
         filing_id=f"{each.filing_id}-r1",
-        filed_at=office_hours(rng, each.filed_at + timedelta(days=drawn_days(rng, how.days))),
+        filed_at=office_hours(rng, each.filed_at + timedelta(days=drawn_number(rng, how.days))),
     )
     return [
         (
