@@ -117,7 +117,7 @@ def test_a_restatement_is_scored_by_its_size() -> None:
     facts = sample.facts(fact("a", "TotalAssets", 1_000_000), fact("a-r1", "TotalAssets", 900_000))
     table = scored(filings, facts)
     assert table["a"]["score"] == 0
-    assert table["a-r1"]["restated"] == pytest.approx((1 + 0.1 / 0.15) / 2)
+    assert table["a-r1"]["restated"] == pytest.approx(0.25 + 0.75 * 0.1 / 0.15)
     assert "changes 1 numbers of a, by up to 10.0%" in table["a-r1"]["reasons"]
 
 
@@ -197,4 +197,6 @@ def test_forms_of_ferc_are_judged_by_peers_alone() -> None:
     rows = [row | {"period_end": month.last} for row in rows]
     table = scored(sample.filings(*rows), sample.facts(*facts))
     assert table["u11"]["deviation"] > 0.8
-    assert [name for name, row in table.items() if row["is_alert"]] == ["u11"]
+    assert [name for name, row in table.items() if row["score"] > 0] == ["u11"]
+    assert not table["u11"]["is_alert"]  # these forms have a limit of their own
+    assert scored(sample.filings(*rows), sample.facts(*facts), weights={"deviation": 2.0})["u11"]["is_alert"]

@@ -41,11 +41,15 @@ class FormLines:
         growth: concepts, each against the filing before.
         ratios: pairs of numerator and denominator.
         peers_alone: an entity without own history is judged by its peers: sound where all are of one trade.
+        least_spread: of a ratio; it keeps ratios that are 0 for nearly everyone from looking odd at the first cent.
+        alert_from: score from which on a filing on this form is an alert, if not the general one.
     """
 
     growth: list[str] = field(default_factory=list)
     ratios: list[tuple[str, str]] = field(default_factory=list)
     peers_alone: bool = False
+    least_spread: Annotated[float, Field(ge=0)] = 0.0
+    alert_from: Annotated[float, Field(gt=0)] | None = None
 
 
 BANK_RETURN = FormLines(
@@ -74,6 +78,9 @@ def _ferc(assets: str, capital: str, income: str) -> FormLines:
         growth=[assets, capital, revenues],
         ratios=[(capital, assets), (revenues, assets), (income, revenues), (profit, assets)],
         peers_alone=True,
+        least_spread=0.05,
+        # Sums with parts that nobody reports are common on these forms, so that failed sums alone are no alert.
+        alert_from=1.0,
     )
 
 
@@ -196,7 +203,7 @@ def _scored(kpis: Kpis, parts: Mapping[str, Part], known: FilingDetectorSettings
     return {
         "filing_id": kpis["filing_id"],
         "score": score,
-        "is_alert": score >= known.alert_from,
+        "is_alert": score >= (known.lines(kpis["form"]).alert_from or known.alert_from),
         "reasons": reasons,
     } | weighted
 
@@ -290,7 +297,8 @@ def _restated(kpis: Kpis, known: FilingDetectorSettings) -> Part:
         return 0.0, ""
     size = kpis["restatement_size"] or 0.0
     text = f"changes {kpis['n_restated']} numbers of {kpis['restates']}, by up to {size:.1%}"
-    return (1 + _up_to_one(size, known.half_restated)) / 2, text
+    # A later version is worth a look whatever it changes.
+    return 0.25 + 0.75 * _up_to_one(size, known.half_restated), text
 
 
 def _lines(ordered: Sequence[Kpis], facts: pl.DataFrame, known: FilingDetectorSettings) -> Lines:
@@ -375,6 +383,7 @@ def _odd_ratios(past: Past, known: FilingDetectorSettings) -> Iterator[tuple[flo
 
     Without own history a ratio says nothing where institutions differ in their business.
     """
+    lines = known.lines(past.kpis["form"])
     of_own = [_ratios(other, past.lines, known) for other in past.own()]
     of_peers = [_ratios(other, past.lines, known) for other in past.peers()]
     for name, value in sorted(_ratios(past.kpis, past.lines, known).items()):
@@ -382,19 +391,18 @@ def _odd_ratios(past: Past, known: FilingDetectorSettings) -> Iterator[tuple[flo
         peers = [each[name] for each in of_peers if name in each]
         judged = []
         if len(own) >= known.least_history:
-            by_history = _robust_z(value, own, _ratio_floor(own, known))
-            step = _robust_z(value, own[-1:], _spread(own) + _ratio_floor(own, known))
-            judged += [by_history, step]
-        elif not known.lines(past.kpis["form"]).peers_alone:
+            floor = _ratio_floor(own, lines, known)
+            judged += [_robust_z(value, own, floor), _robust_z(value, own[-1:], _spread(own) + floor)]
+        elif not lines.peers_alone:
             continue
         if len(peers) >= known.least_peers:
-            judged.append(_robust_z(value, peers, _ratio_floor(peers, known)))
+            judged.append(_robust_z(value, peers, _ratio_floor(peers, lines, known)))
         if judged:
             yield _said(name, value, min(judged, key=lambda each: abs(each[0])))
 
 
-def _ratio_floor(reference: Sequence[float], known: FilingDetectorSettings) -> float:
-    return known.floor * abs(float(np.median(reference)))
+def _ratio_floor(reference: Sequence[float], lines: FormLines, known: FilingDetectorSettings) -> float:
+    return max(known.floor * abs(float(np.median(reference))), lines.least_spread)
 
 
 def _said(name: str, value: float, judged: tuple[float, float]) -> tuple[float, str]:
