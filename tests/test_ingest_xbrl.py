@@ -406,6 +406,21 @@ def test_a_filing_for_another_entity_is_said(project: Path) -> None:
     assert codes == ["wrong_entity"]
 
 
+def test_a_fact_that_the_taxonomy_does_not_define_is_quarantined(project: Path) -> None:
+    each = sample.bank_return()
+    sample.write([each], project)
+    path = project / file_name(each)
+    path.write_text(
+        path.read_text().replace("</xbrli:xbrl>", '<brr:Goodwill contextRef="end">7</brr:Goodwill></xbrli:xbrl>')
+    )
+    result = sample.read(project)
+    schemas.checked(result.quarantine, schemas.QUARANTINE)
+    row = result.quarantine.row(0, named=True)
+    assert (row["rule"], row["value"], row["source_file"]) == ("undefined_concept", "brr:Goodwill", file_name(each))
+    assert ">7</brr:Goodwill>" in row["row"]
+    assert result.files[0].records == result.tables["facts"].height + result.quarantine.height
+
+
 def test_an_exclusion_that_matches_nothing_is_an_error(project: Path) -> None:
     sample.write([sample.bank_return()], project)
     with pytest.raises(ReperformError, match="has no files"):
@@ -511,6 +526,7 @@ def test_hostile_files_that_only_their_taxonomy_betrays(project: Path, shared: P
         if name == "ok.xbrl":
             assert not isinstance(answer, Refusal)
             assert answer.facts_read == 2
+            assert [(concept, value) for _, concept, value, _ in answer.refused] == [("ferc:TimeZone", "EST")]
         else:
             assert isinstance(answer, Refusal)
             assert answer.rule == HOSTILE[name]

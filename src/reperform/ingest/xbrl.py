@@ -22,6 +22,7 @@ from reperform.ingest.xbrl_precheck import Refusal, inspect
 from reperform.ingest.xbrl_rows import (
     Fact,
     Filing,
+    RefusedFact,
     Task,
     condition,
     is_called_for,
@@ -47,6 +48,7 @@ SEVERITIES = {"WARNING": "warning", "ERROR": "error", "CRITICAL": "error", "INCO
 NOT_FOUND = ("IOerror", "FileNotLoadable")
 REQUIRED_PREFIX = "required_"
 MOST_NAMED = 5
+LONGEST_ROW = 2000
 
 
 def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> SourceResult:
@@ -166,10 +168,12 @@ def _check_loaded(model: Any, log: list[dict[str, Any]]) -> None:
 
 
 def _refuse_undefined(model: Any, log: list[dict[str, Any]]) -> None:
-    absent = sorted({_href(entry) for entry in log if entry["messageCode"] in NOT_FOUND} - {""})
-    names = sorted({str(fact.qname) for fact in model.undefinedFacts})
-    namespaces = sorted({str(fact.qname.namespaceURI) for fact in model.undefinedFacts})
-    got = f"{len(model.undefinedFacts)} facts without concept, such as {', '.join(names[:3])} in {namespaces[0]}"
+    """Refuse a filing on another taxonomy than the one here; a few unknown concepts are refused one by one instead."""
+    absent = sorted({_address(entry) for entry in log if entry["messageCode"] in NOT_FOUND})
+    undefined = _undefined(model)
+    named = ", ".join(sorted(undefined)[:3])
+    namespaces = sorted({str(fact.qname.namespaceURI) for facts in undefined.values() for fact in facts})
+    got = f"{len(model.undefinedFacts)} facts without concept, such as {named} in {namespaces[0]}"
     if absent:
         more = f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""
         raise Refusal(
@@ -179,19 +183,26 @@ def _refuse_undefined(model: Any, log: list[dict[str, Any]]) -> None:
             got=got,
             fix="name their zip under `taxonomies` of this source in conf/ingest/, or put them in its `cache` folder",
         )
-    raise Refusal(
-        "file_undefined_facts",
-        "the filing uses concepts that its taxonomy does not define.",
-        expected="concepts of the taxonomy that the filing names",
-        got=got,
-        fix="ask the filer for a filing on the right taxonomy",
-    )
+    if len(model.undefinedFacts) > len(model.factsInInstance):  # Arelle keeps the two apart
+        raise Refusal(
+            "file_undefined_facts",
+            "the filing uses concepts that its taxonomy does not define.",
+            expected="concepts of the taxonomy that the filing names",
+            got=got,
+            fix="ask the filer for a filing on the right taxonomy",
+        )
 
 
-def _href(entry: Mapping[str, Any]) -> str:
-    """The address that could not be loaded, from Arelle's arguments of the message."""
-    arguments = entry.get("args") or {}
-    return next((str(arguments[key]) for key in ("url", "fileName", "file", "href") if arguments.get(key)), "")
+def _undefined(model: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = defaultdict(list)
+    for fact in sorted(model.undefinedFacts, key=lambda each: each.objectIndex):
+        found[str(fact.qname)].append(fact)
+    return found
+
+
+def _address(entry: Mapping[str, Any]) -> str:
+    """The address that Arelle could not load stands at the end of its message."""
+    return str(entry["msg"]).rsplit("file: ", 1)[-1].strip()
 
 
 def _first_errors(log: list[dict[str, Any]]) -> str:
@@ -213,8 +224,10 @@ def _content(task: Task, model: Any, log: list[dict[str, Any]]) -> Filing:
         *_footnotes(model),
         *_entity_messages(task, model),
     ]
+    refused = _without_concept(model)
     return Filing(
-        facts_read=len(read_facts),
+        facts_read=len(read_facts) + len(refused),
+        refused=refused,
         facts=[fact.row(task.filing_id) for fact in facts],
         messages=[(task.filing_id, *message) for message in sorted(set(messages), key=_message_order)],
         checks=sorted(checks, key=_check_order),
@@ -246,7 +259,7 @@ def _fact(fact: Any) -> Fact:
         value=value.strip() if value is not None and fact.isNumeric else value,
         dimensions=dimensions,
         line=fact.sourceline,
-        language=fact.xmlLang if not fact.isNumeric else None,
+        language=None if fact.isNumeric else fact.xmlLang,
         is_valid=fact.xValid >= VALID,
     )
 
@@ -322,6 +335,17 @@ def _entity_messages(task: Task, model: Any) -> list[Message]:
     if any(scheme == taxonomy.ENTITY_SCHEME and name != task.entity_id for scheme, name in named):
         return [("wrong_entity", "error", f"the receipt is for {task.entity_id}, the filing for {names}", None)]
     return []
+
+
+def _without_concept(model: Any) -> list[RefusedFact]:
+    """Facts that the taxonomy does not define: line, name, value, and the XML as it stands."""
+    from lxml import etree  # noqa: PLC0415  # loaded by Arelle anyway
+
+    return [
+        (fact.sourceline, name, fact.text, etree.tostring(fact, encoding="unicode", with_tail=False)[:LONGEST_ROW])
+        for name, facts in sorted(_undefined(model).items())
+        for fact in facts
+    ]
 
 
 def _calculations(model: Any) -> tuple[list[tuple[Any, ...]], list[Message]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from reperform.facts import NO_DIMENSIONS, CheckRow, FactRow, MessageRow, as_json, interval, number
 
 EXACT = "INF"
+RefusedFact = tuple[int | None, str, str | None, str]  # line, concept, value, XML
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,15 @@ class Filing:
     """What one file holds.
 
     Args:
-        facts_read: facts in the file, before duplicates are resolved.
+        facts_read: facts in the file, before duplicates are resolved and undefined ones refused.
+        refused: facts whose concept the taxonomy does not define.
         facts: rows of the table facts.
         messages: rows of the table messages.
         checks: rows of the table checks.
     """
 
     facts_read: int = 0
+    refused: list[RefusedFact] = field(default_factory=list)
     facts: list[FactRow] = field(default_factory=list)
     messages: list[MessageRow] = field(default_factory=list)
     checks: list[CheckRow] = field(default_factory=list)

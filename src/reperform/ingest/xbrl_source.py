@@ -13,12 +13,22 @@ from reperform import schemas
 from reperform.errors import ReperformError
 from reperform.ingest import filing_log, taxonomies
 from reperform.ingest.filing_log import DueDate, Receipt
-from reperform.ingest.source import SourceFile, SourceResult, UnreadableFileError, located, matching, sha256_of
+from reperform.ingest.source import (
+    SourceFile,
+    SourceResult,
+    UnreadableFileError,
+    located,
+    matching,
+    quarantine_frame,
+    quarantined,
+    sha256_of,
+)
 from reperform.ingest.xbrl_precheck import Refusal
 from reperform.ingest.xbrl_rows import Filing, Task
 
 Condition = Annotated[str, Field(pattern=r"^\S+( *> *\d+)?$")]
 STRICT = ConfigDict(extra="forbid")
+UNDEFINED = "undefined_concept"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -161,6 +171,7 @@ def source_result(
     """Tables and receipts of all files, in order of their names."""
     content, read_files, refused = Filing(), [], []
     filings: list[tuple[Any, ...]] = []
+    quarantine: list[dict[str, object]] = []
     for path in sorted(outcomes):
         outcome, where, digest = outcomes[path], located(path, raw), sha256_of(path)
         if isinstance(outcome, Refusal):
@@ -170,6 +181,10 @@ def source_result(
         filings.append(_filing_row(known[where]))
         read_files.append(SourceFile(where, digest, outcome.facts_read))
         content.facts_read += outcome.facts_read
+        quarantine += [
+            quarantined("facts", where, line or 0, UNDEFINED, column="concept", value=concept, row=xml)
+            for line, concept, _, xml in outcome.refused
+        ]
         content.facts += outcome.facts
         content.messages += outcome.messages
         content.checks += outcome.checks
@@ -184,11 +199,12 @@ def source_result(
             "messages": _frame(content.messages, schemas.MESSAGES),
             "checks": _frame(content.checks, schemas.CHECKS),
         },
+        quarantine=quarantine_frame(quarantine),
         files=tuple(read_files),
         counts={
             "facts read": content.facts_read,
             "facts kept": len(content.facts),
-            "duplicates of other facts": content.facts_read - len(content.facts),
+            "duplicates of other facts": content.facts_read - len(content.facts) - len(quarantine),
         },
         unreadable=tuple(refused),
     )
