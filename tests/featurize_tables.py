@@ -80,7 +80,7 @@ def features(
         labels() if labelled is None else labelled,
         stage(*kpis, **settings),
         split or calendar(),
-        fitted,
+        fitted=fitted,
     )
     return made.table
 

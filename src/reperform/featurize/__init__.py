@@ -1,4 +1,4 @@
-"""Compute the KPIs as known at each moment: from what had happened, was known and was confirmed by then, and nothing later."""
+"""Compute the KPIs as known at each moment: from what had happened, was known and confirmed by then, nothing later."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import polars as pl
 from reperform import params, schemas, tables
 from reperform.errors import ReperformError, nearest
 from reperform.featurize import days, dictionary
+from reperform.featurize.filings import filing_tables
 from reperform.featurize.kernels import F64
 from reperform.featurize.kpis import KPIS
 from reperform.featurize.ledger import Ledger
@@ -101,6 +102,7 @@ def featurize(
     labels: pl.DataFrame,
     stage: FeaturizeParams,
     split: SplitParams,
+    *,
     fitted: Mapping[str, dict[str, Any]] | None = None,
 ) -> Features:
     """All KPIs of transactions.
@@ -133,6 +135,14 @@ def describe(
     ]
 
 
+def _filings(transactions: pl.DataFrame, stage: FeaturizeParams) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """KPIs 9 and 10 of the validated filings, and the rules behind them."""
+    filings = schemas.checked(tables.read_table("validate", "filings"), schemas.FILINGS)
+    facts = schemas.checked(tables.read_table("validate", "facts"), schemas.FACTS)
+    checks = schemas.checked(tables.read_table("validate", "checks"), schemas.CHECKS)
+    return filing_tables(filings, facts, checks, transactions, settings=stage.settings.get("filings", {}))
+
+
 def run(stage: FeaturizeParams) -> Features:
     """Compute the KPIs of the validated tables and save them."""
     split = params.load(SplitParams)
@@ -142,6 +152,9 @@ def run(stage: FeaturizeParams) -> Features:
     features = featurize(transactions, accounts, labels, stage, split)
     tables.write_table(features.table, "featurize", "features")
     tables.write_table(features.account_days, "featurize", "account_days")
+    filing_kpis, filing_checks = _filings(transactions, stage)
+    tables.write_table(filing_kpis, "featurize", "filing_kpis")
+    tables.write_table(filing_checks, "featurize", "filing_checks")
     tables.write_json(features.dictionary, "featurize", "dictionary")
     tables.write_json(features.fitted, "featurize", "fitted")
     return features

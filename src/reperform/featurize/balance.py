@@ -38,14 +38,45 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     few = f"balances reported on fewer than half of the last {d} days"
     none = "no earlier day's balance is known"
     return (
-        Column(f"balance_volatility_{d}d", "1.4826 MAD(daily change) / (median |balance| + c)", "fraction of the typical balance", f"{d}d", null_rule=few),
-        Column(f"balance_n_{d}d", "days that report a balance", "days", f"{d}d", is_model_input=False, null_rule="never"),
-        Column("balance_volatility_ratio", f"volatility over {s} d / over {long} d", "x", f"{long}d", null_rule="balances on fewer than half of the days of either window, or no movement in the longer"),
-        Column("balance_move", f"|last daily change| / its exponentially weighted standard deviation (decay {settings.decay})", "SD", f"{LONGEST_DAYS}d", null_rule="no earlier change of the balance is known"),
-        Column(f"balance_drawdown_{long}d", "1 - last balance / highest balance", "share", f"{long}d", null_rule=f"{none}, or the highest is not positive"),
+        Column(
+            f"balance_volatility_{d}d",
+            "1.4826 MAD(daily change) / (median |balance| + c)",
+            "fraction of the typical balance",
+            f"{d}d",
+            null_rule=few,
+        ),
+        Column(
+            f"balance_n_{d}d", "days that report a balance", "days", f"{d}d", is_model_input=False, null_rule="never"
+        ),
+        Column(
+            "balance_volatility_ratio",
+            f"volatility over {s} d / over {long} d",
+            "x",
+            f"{long}d",
+            null_rule="balances on fewer than half of the days of either window, or no movement in the longer",
+        ),
+        Column(
+            "balance_move",
+            f"|last daily change| / its exponentially weighted standard deviation (decay {settings.decay})",
+            "SD",
+            f"{LONGEST_DAYS}d",
+            null_rule="no earlier change of the balance is known",
+        ),
+        Column(
+            f"balance_drawdown_{long}d",
+            "1 - last balance / highest balance",
+            "share",
+            f"{long}d",
+            null_rule=f"{none}, or the highest is not positive",
+        ),
         Column(f"balance_negative_{d}d", "days that ended below zero", "days", f"{d}d", null_rule=none),
-        Column("balance_drain", "amount paid out / balance before it, from the row itself; at most 10", "share", null_rule="money in, no balance reported, or none left before the row"),
-    )  # fmt: skip
+        Column(
+            "balance_drain",
+            "amount paid out / balance before it, from the row itself; at most 10",
+            "share",
+            null_rule="money in, no balance reported, or none left before the row",
+        ),
+    )
 
 
 def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
@@ -78,9 +109,20 @@ def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
         return {name: np.full(len(days), 0.0 if "_n_" in name else np.nan) for name in names}
     starts, rows = days.arrivals()
     found = daily_balances(
-        days.starts, days.first_day, starts, rows, days.day, days.known_day, balance, fitted["floor"],
-        settings.days, settings.short_days, settings.long_days, settings.decay, LONGEST_DAYS,
-    )  # fmt: skip
+        days.starts,
+        days.first_day,
+        starts,
+        rows,
+        days.day,
+        days.known_day,
+        balance,
+        fitted["floor"],
+        settings.days,
+        settings.short_days,
+        settings.long_days,
+        settings.decay,
+        LONGEST_DAYS,
+    )
     volatility, n, short, long, move, drawdown, negative = found
     return dict(zip(names, (volatility, n, ratio(short, long), move, drawdown, negative), strict=True))
 
@@ -101,7 +143,8 @@ KPI = Kpi(
     number=5,
     title="Balance volatility",
     family="balance",
-    formula="vol_W = 1.4826 MAD(D) / (median |b| + c) over complete days; b = end-of-day balance carried forward, D = its daily change, "
+    formula="vol_W = 1.4826 MAD(D) / (median |b| + c) over complete days; b = end-of-day balance carried forward, D "
+    "= its daily change, "
     "c = fifth percentile of accounts' median |b| on the training window",
     unit="fraction of the typical balance",
     inputs=("account_id", "booked_at", "known_at", "balance_after", "amount", "direction", "timezone"),
@@ -112,4 +155,4 @@ KPI = Kpi(
     columns=columns,
     compute=compute,
     fit=fit,
-)  # fmt: skip
+)

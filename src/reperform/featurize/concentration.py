@@ -42,10 +42,25 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     for g in settings.groups:
         rule = f"fewer than {settings.least_n} known records with a {g} in {w}"
         out += [
-            Column(f"concentration_{g}_{w}", "(HHI - 1/K) / (1 - 1/K), K groups; 1 for K = 1", "0 to 1", w, null_rule=rule),
-            Column(f"concentration_{g}_effective_{w}", "1 / HHI, the effective number of groups", "groups", w, null_rule=rule),
-            Column(f"concentration_{g}_n_{w}", "records behind it", "transactions", w, is_model_input=False, null_rule="never"),
-        ]  # fmt: skip
+            Column(
+                f"concentration_{g}_{w}", "(HHI - 1/K) / (1 - 1/K), K groups; 1 for K = 1", "0 to 1", w, null_rule=rule
+            ),
+            Column(
+                f"concentration_{g}_effective_{w}",
+                "1 / HHI, the effective number of groups",
+                "groups",
+                w,
+                null_rule=rule,
+            ),
+            Column(
+                f"concentration_{g}_n_{w}",
+                "records behind it",
+                "transactions",
+                w,
+                is_model_input=False,
+                null_rule="never",
+            ),
+        ]
     return tuple(out)
 
 
@@ -76,7 +91,8 @@ KPI = Kpi(
     number=11,
     title="Risk concentration index",
     family="concentration",
-    formula="HHI = sum of squared shares of E_k = sum of amount x risk as scored then, per counterparty or country; HHI* = (HHI - 1/K) / (1 - 1/K)",
+    formula="HHI = sum of squared shares of E_k = sum of amount x risk as scored then, per counterparty or country; "
+    "HHI* = (HHI - 1/K) / (1 - 1/K)",
     unit="0 to 1",
     inputs=("account_id", "booked_at", "known_at", "amount_base", "counterparty_id", "country"),
     key="account",
@@ -86,4 +102,4 @@ KPI = Kpi(
     columns=columns,
     compute=compute,
     needs=("counterparty_risk_180d",),
-)  # fmt: skip
+)

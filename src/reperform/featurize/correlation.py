@@ -22,7 +22,7 @@ class Settings:
         reference_days: days before it that it is compared with.
         least_reference_days: fewer give no score.
         lags: own earlier days that today is compared with; the best one counts.
-        refresh_days: the score is taken anew every so many days (a correlation of 28 days moves slowly), and kept in between.
+        refresh_days: the score is taken anew every so many days, and kept in between: it moves slowly.
     """
 
     days: int = 28
@@ -36,12 +36,31 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     """Decoupling from peers and from the account's own past."""
     w = f"{settings.days}d"
     rule = f"fewer than {settings.days + settings.least_reference_days} days, or no variation in one of the windows"
-    z = f"(atanh rho of up to {settings.reference_days} days before - atanh rho of {w}) / standard error; positive is decoupled"
+    z = f"(atanh rho of up to {settings.reference_days} days before - atanh rho of {w}) / standard error"
     return (
-        Column(f"correlation_peer_{w}", f"{z}; rho = Spearman with the median of the segment's other accounts", "z", w, null_rule=f"{rule}, or no peers"),
-        Column(f"correlation_self_{w}", f"{z}; rho = largest Spearman with the account's own days 1 to {settings.lags} before", "z", w, null_rule=rule),
-        Column("correlation_reference_n", "days of the reference window", "days", w, is_model_input=False, null_rule="never"),
-    )  # fmt: skip
+        Column(
+            f"correlation_peer_{w}",
+            f"{z}; rho = Spearman with the median of the segment's other accounts",
+            "z",
+            w,
+            null_rule=f"{rule}, or no peers",
+        ),
+        Column(
+            f"correlation_self_{w}",
+            f"{z}; rho = largest Spearman with the account's own days 1 to {settings.lags} before",
+            "z",
+            w,
+            null_rule=rule,
+        ),
+        Column(
+            "correlation_reference_n",
+            "days of the reference window",
+            "days",
+            w,
+            is_model_input=False,
+            null_rule="never",
+        ),
+    )
 
 
 def daily_log_amount(ledger: Ledger, days: Days) -> F64:
@@ -81,15 +100,22 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: 
     """Daily scores of the row's day."""
     days, w = ledger.days, f"{settings.days}d"
     x = daily_log_amount(ledger, days)
-    # Refreshed on fixed days of the calendar: a day counted from an account's first record would move with late records.
+    # Fixed days of the calendar: a day counted from an account's first record would move with late records.
     offset = days.day - days.day % settings.refresh_days - days.first_day[days.account_of_row]
     slots = days.starts[days.account_of_row] + np.maximum(offset, 0)
     wanted = np.zeros(len(days), np.bool_)
     wanted[slots[offset >= 0]] = True
     peer, own, n = decoupling(
-        days.starts, x, peer_medians(x, days), wanted, _first_alive(days),
-        settings.days, settings.reference_days, settings.least_reference_days, settings.lags,
-    )  # fmt: skip
+        days.starts,
+        x,
+        peer_medians(x, days),
+        wanted,
+        _first_alive(days),
+        settings.days,
+        settings.reference_days,
+        settings.least_reference_days,
+        settings.lags,
+    )
     return {
         f"correlation_peer_{w}": np.where(offset >= 0, peer[slots], np.nan),
         f"correlation_self_{w}": np.where(offset >= 0, own[slots], np.nan),
@@ -110,7 +136,8 @@ KPI = Kpi(
     number=12,
     title="Temporal correlation score",
     family="correlation",
-    formula="x = daily ln(1 + amount) less the median of its weekday; z = (atanh rho_ref - atanh rho_now) / sqrt(1.06/(n_ref - 3) + 1.06/(n_now - 3)); "
+    formula="x = daily ln(1 + amount) less the median of its weekday; z = (atanh rho_ref - atanh rho_now) / "
+    "sqrt(1.06/(n_ref - 3) + 1.06/(n_now - 3)); "
     "n effective: n / (1 + 2 sum_k r_x(k) r_y(k)). Own days through yesterday; days with peers through the day before, "
     "when they are over in every timezone",
     unit="z",
@@ -121,4 +148,4 @@ KPI = Kpi(
     settings=Settings,
     columns=columns,
     compute=compute,
-)  # fmt: skip
+)

@@ -25,7 +25,7 @@ class Days:
         zone: timezone of each account, as a code: days of accounts in one zone begin at one moment.
         starts: shape (accounts + 1,), first slot of each account.
         first_day: of each account, as a day number since 1970.
-        open_day: day on which each account was opened, or the data begin; `NEVER` where the source does not say: such an account
+        open_day: day on which each account was opened, or the data begin; `NEVER` where unknown: such an account
             exists once a record of it is known.
         account_of_row: position of each transaction's account.
         day: day number of each transaction.
@@ -62,7 +62,7 @@ class Days:
         return self.first_day[account] + np.arange(len(self)) - self.starts[account]
 
     def arrivals(self) -> tuple[I64, I64]:
-        """Transactions per account in order of the day on which they became known: where each account begins, and rows."""
+        """Where each account begins, and its transactions in order of the day on which they became known."""
         rows = np.lexsort((self.known_day, self.account_of_row))
         return np.searchsorted(self.account_of_row[rows], np.arange(len(self.accounts) + 1)), rows
 
@@ -97,7 +97,7 @@ def known_days(ledger: Ledger) -> I64:
     """First day, by the account's clock, at whose start a transaction was known and its own day was over."""
     # Rounded up: what became known exactly at midnight was known when that day began.
     start_of = -(-ledger.local_known.dt.epoch("us").to_numpy() // DAY_US)
-    return np.maximum(start_of, ledger.local_day + 1)
+    return np.asarray(np.maximum(start_of, ledger.local_day + 1))
 
 
 def account_days(ledger: Ledger, days: Days) -> pl.DataFrame:

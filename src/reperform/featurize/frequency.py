@@ -9,8 +9,8 @@ from pydantic.dataclasses import dataclass
 from scipy.special import betainc
 
 from reperform.featurize.days import Days
-from reperform.featurize.kernels import F64, I64, daily_counts, extreme_times, gap_statistics
-from reperform.featurize.ledger import Ledger, Mask
+from reperform.featurize.kernels import F64, I64, Mask, daily_counts, extreme_times, gap_statistics
+from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import DAY_US, FOREVER_US, HOUR_US, length_us, ratio, where_enough
 
@@ -44,15 +44,65 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     young = "the account has no complete day yet, or there was nothing to learn the segment's rate from"
     few = f"fewer than {settings.least_n} known records in {w}"
     return (
-        Column("frequency_surprise", "-log10(2 min(0.5, P(N >= n), P(N <= n))) of yesterday's count n; negative when too few", "signed -log10 p", h, null_rule=young),
-        Column("frequency_q", "its p-value after Benjamini and Hochberg over all accounts of the day and timezone", "q-value", h, is_model_input=False, null_rule=young),
-        Column("frequency_n", "transactions on the last complete day", "transactions", "24h", null_rule="the account has no complete day yet"),
-        Column("frequency_days_n", "complete days behind the prediction", "days", h, is_model_input=False, null_rule="the account has no complete day yet"),
-        Column(f"frequency_burstiness_{w}", "(sd - mean) / (sd + mean) of gaps between records", "-1 to 1", w, null_rule=few),
-        Column(f"frequency_gaps_n_{w}", "known records behind the gaps", "transactions", w, is_model_input=False, null_rule="never"),
-        Column(f"frequency_dormancy_{w}", "time since the latest record / median gap", "x", w, null_rule=f"fewer than {settings.least_n_dormancy} known records in {w}"),
-        Column("frequency_hours_since_last", "time since the latest known record of the account", "hours", null_rule="no known record of the account"),
-    )  # fmt: skip
+        Column(
+            "frequency_surprise",
+            "-log10(2 min(0.5, P(N >= n), P(N <= n))) of yesterday's count n; negative when too few",
+            "signed -log10 p",
+            h,
+            null_rule=young,
+        ),
+        Column(
+            "frequency_q",
+            "its p-value after Benjamini and Hochberg over all accounts of the day and timezone",
+            "q-value",
+            h,
+            is_model_input=False,
+            null_rule=young,
+        ),
+        Column(
+            "frequency_n",
+            "transactions on the last complete day",
+            "transactions",
+            "24h",
+            null_rule="the account has no complete day yet",
+        ),
+        Column(
+            "frequency_days_n",
+            "complete days behind the prediction",
+            "days",
+            h,
+            is_model_input=False,
+            null_rule="the account has no complete day yet",
+        ),
+        Column(
+            f"frequency_burstiness_{w}",
+            "(sd - mean) / (sd + mean) of gaps between records",
+            "-1 to 1",
+            w,
+            null_rule=few,
+        ),
+        Column(
+            f"frequency_gaps_n_{w}",
+            "known records behind the gaps",
+            "transactions",
+            w,
+            is_model_input=False,
+            null_rule="never",
+        ),
+        Column(
+            f"frequency_dormancy_{w}",
+            "time since the latest record / median gap",
+            "x",
+            w,
+            null_rule=f"fewer than {settings.least_n_dormancy} known records in {w}",
+        ),
+        Column(
+            "frequency_hours_since_last",
+            "time since the latest known record of the account",
+            "hours",
+            null_rule="no known record of the account",
+        ),
+    )
 
 
 def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
@@ -91,9 +141,16 @@ def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
     days = ledger.days
     starts, rows = days.arrivals()
     n, weighted, weight, complete = daily_counts(
-        days.starts, days.first_day, days.open_day, starts, rows, days.day, days.known_day,
-        settings.history_days, settings.other_weekday_weight,
-    )  # fmt: skip
+        days.starts,
+        days.first_day,
+        days.open_day,
+        starts,
+        rows,
+        days.day,
+        days.known_day,
+        settings.history_days,
+        settings.other_weekday_weight,
+    )
     shape, rate = _priors(days, fitted)
     shape, rate = shape + weighted, rate + weight
     success = rate / (rate + 1)
@@ -139,7 +196,7 @@ def benjamini_hochberg(p: F64, group: I64, usable: Mask) -> F64:
     for part in np.split(rows, np.flatnonzero(np.diff(group[rows])) + 1):
         scaled = p[part] * len(part) / np.arange(1, len(part) + 1)
         out[part] = np.minimum.accumulate(scaled[::-1])[::-1]
-    return np.minimum(out, 1.0)
+    return np.asarray(np.minimum(out, 1.0))
 
 
 def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
@@ -163,8 +220,10 @@ KPI = Kpi(
     number=4,
     title="Frequency anomalies",
     family="frequency",
-    formula="Gamma-Poisson prediction of the last complete day's count: prior of the segment, posterior of the account's previous 56 days "
-    "(same weekday weighs 1, others 0.25); F = -log10(2 min(0.5, P(N >= n), P(N <= n))), signed; burstiness and dormancy of gaps",
+    formula="Gamma-Poisson prediction of the last complete day's count: prior of the segment, posterior of the "
+    "account's previous 56 days "
+    "(same weekday weighs 1, others 0.25); F = -log10(2 min(0.5, P(N >= n), P(N <= n))), signed; burstiness and "
+    "dormancy of gaps",
     unit="signed -log10 p",
     inputs=("account_id", "booked_at", "known_at", "opened_at", "segment", "timezone"),
     key="account",
@@ -174,4 +233,4 @@ KPI = Kpi(
     columns=columns,
     compute=compute,
     fit=fit,
-)  # fmt: skip
+)

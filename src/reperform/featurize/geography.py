@@ -10,8 +10,8 @@ import polars as pl
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from reperform.featurize.kernels import F64, extreme_times, times_seen
-from reperform.featurize.ledger import Ledger, Mask, codes
+from reperform.featurize.kernels import F64, Mask, extreme_times, times_seen
+from reperform.featurize.ledger import Ledger, codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import DAY_US, FOREVER_US, HOUR_US, length_us, where_enough
 
@@ -71,7 +71,9 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     unplaced = f"the row is not card-present or has no place, or no earlier one is known within {s}"
     no_country = "the source gives no country for the row"
     return (
-        Column("geo_speed", "distance from the latest card-present place / max(time, 60 s)", "km/h", s, null_rule=unplaced),
+        Column(
+            "geo_speed", "distance from the latest card-present place / max(time, 60 s)", "km/h", s, null_rule=unplaced
+        ),
         Column("geo_distance", "distance from the latest card-present place", "km", s, null_rule=unplaced),
         Column(
             "geo_speed_flag",
@@ -82,7 +84,14 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             null_rule=unplaced,
         ),
         Column(f"geo_country_surprisal_{w}", "-log2 p(country)", "bits", w, null_rule=no_country),
-        Column(f"geo_country_n_{w}", "known records with a country", "transactions", w, is_model_input=False, null_rule="never"),
+        Column(
+            f"geo_country_n_{w}",
+            "known records with a country",
+            "transactions",
+            w,
+            is_model_input=False,
+            null_rule="never",
+        ),
         Column(
             f"geo_radius_z_{w}",
             f"distance from the centre of past places / (radius of gyration + {settings.position_error_km:g} km)",
@@ -90,10 +99,27 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             w,
             null_rule=f"the row has no place, or fewer than {settings.least_n} known ones before",
         ),
-        Column(f"geo_radius_n_{w}", "known records with a place", "transactions", w, is_model_input=False, null_rule="never"),
-        Column("geo_is_abroad", "1 if the country is not the account's home country", "0 or 1", null_rule="the source gives no country for the row or no home country"),
-        Column("geo_is_high_risk", "1 if the country stood on a list of high risk on the day of the row", "0 or 1", null_rule=no_country),
-    )  # fmt: skip
+        Column(
+            f"geo_radius_n_{w}",
+            "known records with a place",
+            "transactions",
+            w,
+            is_model_input=False,
+            null_rule="never",
+        ),
+        Column(
+            "geo_is_abroad",
+            "1 if the country is not the account's home country",
+            "0 or 1",
+            null_rule="the source gives no country for the row or no home country",
+        ),
+        Column(
+            "geo_is_high_risk",
+            "1 if the country stood on a list of high risk on the day of the row",
+            "0 or 1",
+            null_rule=no_country,
+        ),
+    )
 
 
 def distance_km(latitude: F64, longitude: F64, to_latitude: F64, to_longitude: F64) -> F64:
@@ -101,7 +127,7 @@ def distance_km(latitude: F64, longitude: F64, to_latitude: F64, to_longitude: F
     phi, psi = np.radians(latitude), np.radians(to_latitude)
     half_phi, half_lambda = (psi - phi) / 2, np.radians(to_longitude - longitude) / 2
     h = np.sin(half_phi) ** 2 + np.cos(phi) * np.cos(psi) * np.sin(half_lambda) ** 2
-    return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0, 1)))
+    return np.asarray(2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0, 1))))
 
 
 def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
@@ -219,12 +245,23 @@ KPI = Kpi(
     formula="implied speed = great-circle distance from the latest card-present place within 24 h / max(time, 60 s); "
     "surprisal of the country as in KPI 3; distance from the centre of past places / (radius of gyration + 5 km)",
     unit="km/h, bits and x",
-    inputs=("account_id", "booked_at", "known_at", "channel", "country", "latitude", "longitude", "home_country", "segment"),
+    inputs=(
+        "account_id",
+        "booked_at",
+        "known_at",
+        "channel",
+        "country",
+        "latitude",
+        "longitude",
+        "home_country",
+        "segment",
+    ),
     key="account",
     null_rule="the source gives no place or country for the row",
-    source="Gonzalez et al. (2008), doi:10.1038/nature06958 (radius of gyration); FATF lists of high-risk jurisdictions",
+    source="Gonzalez et al. (2008), doi:10.1038/nature06958 (radius of gyration); FATF lists of high-risk "
+    "jurisdictions",
     settings=Settings,
     columns=columns,
     compute=compute,
     fit=fit,
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""KPI 13, over accounts and counterparties together: money that comes back in a circle, chains, and links to known anomalies."""
+"""KPI 13, over accounts and counterparties together: money that returns in a circle, links to known anomalies."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,22 +38,50 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     near = f"payments of increasing time and amounts within {settings.tolerance:.0%} of the row's"
     no_party = "the row names no counterparty"
     return (
-        Column(f"network_cycle_n_{w}", f"circles of 2 to {most} {near} that the row closes", "circles", w, null_rule=no_party),
-        Column(f"network_cycle_longest_{w}", "payments in the longest of them, 0 without one", "payments", w, null_rule=no_party),
-        Column(f"network_chain_{w}", f"longest path of up to {most} {near} that ends in the row", "payments", w, null_rule=no_party),
         Column(
-            f"network_truncated_{w}", f"1 if the search stopped after {settings.most_edges} edges", "0 or 1", w,
-            is_model_input=False, null_rule=no_party,
-        ),
-        Column(
-            f"network_bad_accounts_{w}", "other accounts with a known anomaly that dealt with the counterparty", "accounts", w,
+            f"network_cycle_n_{w}",
+            f"circles of 2 to {most} {near} that the row closes",
+            "circles",
+            w,
             null_rule=no_party,
         ),
         Column(
-            f"network_bad_counterparties_{w}", "counterparties with a known anomaly that the account dealt with", "counterparties", w,
+            f"network_cycle_longest_{w}",
+            "payments in the longest of them, 0 without one",
+            "payments",
+            w,
+            null_rule=no_party,
+        ),
+        Column(
+            f"network_chain_{w}",
+            f"longest path of up to {most} {near} that ends in the row",
+            "payments",
+            w,
+            null_rule=no_party,
+        ),
+        Column(
+            f"network_truncated_{w}",
+            f"1 if the search stopped after {settings.most_edges} edges",
+            "0 or 1",
+            w,
+            is_model_input=False,
+            null_rule=no_party,
+        ),
+        Column(
+            f"network_bad_accounts_{w}",
+            "other accounts with a known anomaly that dealt with the counterparty",
+            "accounts",
+            w,
+            null_rule=no_party,
+        ),
+        Column(
+            f"network_bad_counterparties_{w}",
+            "counterparties with a known anomaly that the account dealt with",
+            "counterparties",
+            w,
             null_rule="never",
         ),
-    )  # fmt: skip
+    )
 
 
 def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
@@ -67,9 +95,18 @@ def _paths(ledger: Ledger, settings: Settings) -> Values:
     is_edge = named & ~(ledger.incoming & _counterparty_is_ours(ledger))
     edges = Rows.ordered(np.where(is_edge, payee, -1), ledger.time, keys)
     cycles, longest, chain, truncated = returning_paths(
-        edges.starts, edges.rows, ledger.time, np.maximum(ledger.known, ledger.time + 1), ledger.cents,
-        np.where(named, payer, -1), payee, length_us(settings.window), settings.longest, settings.tolerance, settings.most_edges,
-    )  # fmt: skip
+        edges.starts,
+        edges.rows,
+        ledger.time,
+        np.maximum(ledger.known, ledger.time + 1),
+        ledger.cents,
+        np.where(named, payer, -1),
+        payee,
+        length_us(settings.window),
+        settings.longest,
+        settings.tolerance,
+        settings.most_edges,
+    )
     w = settings.window
     found = {"cycle_n": cycles, "cycle_longest": longest, "chain": chain, "truncated": truncated}
     return {f"network_{name}_{w}": np.where(named, values, np.nan) for name, values in found.items()}
@@ -85,7 +122,7 @@ def _nodes(ledger: Ledger) -> tuple[I64, I64, int]:
 
 
 def _counterparty_is_ours(ledger: Ledger) -> Any:
-    """Rows whose counterparty is an account whose own side of the payment is on record, too: it must not count twice."""
+    """Rows whose other side is on record, too, as a row of an account of ours: a payment must not count twice."""
     ours = ledger.transactions["counterparty_id"].is_in(ledger.accounts["account_id"].implode())
     return ours.fill_null(value=False).to_numpy()
 
@@ -130,14 +167,25 @@ KPI = Kpi(
     number=13,
     title="Network effect indicators over paths",
     family="network",
-    formula="circles of at most 5 payments with strictly increasing times and amounts within 20 %, closed by the row; chains that end in it; "
+    formula="circles of at most 5 payments with strictly increasing times and amounts within 20 %, closed by the "
+    "row; chains that end in it; "
     "two-step links to accounts and counterparties with known anomalies",
     unit="counts",
-    inputs=("account_id", "counterparty_id", "booked_at", "known_at", "direction", "amount_base", "is_anomaly", "confirmed_at"),
+    inputs=(
+        "account_id",
+        "counterparty_id",
+        "booked_at",
+        "known_at",
+        "direction",
+        "amount_base",
+        "is_anomaly",
+        "confirmed_at",
+    ),
     key="entity",
     null_rule="the row names no counterparty",
-    source="Suzumura and Kanezashi (2021), IBM AMLSim (cycle typology); Paranjape et al. (2017), doi:10.1145/3018661.3018731 (temporal motifs)",
+    source="Suzumura and Kanezashi (2021), IBM AMLSim (cycle typology); Paranjape et al. (2017), "
+    "doi:10.1145/3018661.3018731 (temporal motifs)",
     settings=Settings,
     columns=columns,
     compute=compute,
-)  # fmt: skip
+)

@@ -9,6 +9,8 @@ Integers are summed as integers, and floats are never summed across rows, so res
 cut. numba compiles without `fastmath` and without threads: the same input gives the same bits.
 """
 
+# ruff: noqa: C901, PLR0917  # compiled functions take arguments by position, and a walk over events is one loop
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,11 +20,13 @@ from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 F = TypeVar("F", bound=Callable[..., Any])
 
 ENTER, LEAVE, ASK, RESET = 0, 1, 2, 3
 SHIFT = 2  # an event is row << 2 | kind
 KIND = 3
+NO_VARIATION = 1e-12  # a sum of squares below it is rounding
 
 if TYPE_CHECKING:
 
@@ -91,11 +95,13 @@ def tape(
     """Order the events of every key: RESET, then entries up to a moment, what left before it, and who asks then.
 
     Args:
-        ask_starts: shape (keys + 1,), where each key's rows begin in `ask_rows`; likewise for the other two.
+        ask_starts: shape (keys + 1,), where each key's rows begin in `ask_rows`.
         ask_rows: rows that ask, per key in time order.
         ask_time: microseconds, by row.
+        enter_starts: the same for `enter_rows`.
         enter_rows: rows per key in order of `enter_time`.
         enter_time: first microsecond at which a row is seen.
+        leave_starts: the same for `leave_rows`.
         leave_rows: rows per key in order of `leave_time`.
         leave_time: last microsecond at which a row is seen. A row that leaves before it enters is never seen.
 
@@ -749,7 +755,7 @@ def _pearson(x: F64, y: F64) -> float:
         xy += dx * dy
         xx += dx * dx
         yy += dy * dy
-    return xy / np.sqrt(xx * yy) if xx > 1e-12 and yy > 1e-12 else np.nan
+    return xy / np.sqrt(xx * yy) if min(xx, yy) > NO_VARIATION else np.nan
 
 
 @kernel
@@ -777,7 +783,8 @@ def _effective_n(x: F64, y: F64) -> float:
 def _fisher_difference(reference: float, n_reference: float, now: float, n_now: float) -> float:
     """Difference of two Spearman correlations in standard errors (Fieller, Hartley and Pearson 1957)."""
     before, after = min(max(reference, -0.999), 0.999), min(max(now, -0.999), 0.999)
-    return (np.arctanh(before) - np.arctanh(after)) / np.sqrt(1.06 / (n_reference - 3) + 1.06 / (n_now - 3))
+    error = np.sqrt(1.06 / (n_reference - 3) + 1.06 / (n_now - 3))
+    return float((np.arctanh(before) - np.arctanh(after)) / error)
 
 
 @kernel

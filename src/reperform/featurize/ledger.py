@@ -14,14 +14,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from reperform.errors import ReperformError
-from reperform.featurize.kernels import F64, I64
+from reperform.featurize.kernels import F64, I64, Mask
 from reperform.featurize.windows import FOREVER_US, History
 from reperform.schemas import UTC_US
 
 if TYPE_CHECKING:
     from reperform.featurize.days import Days
 
-Mask = NDArray[np.bool_]
 UNKNOWN_SEGMENT = "unknown"
 UNKNOWN_TIME_US = FOREVER_US
 

@@ -1,4 +1,4 @@
-"""KPI 13: the account's and the counterparty's place among the payments of the last 30 days, and money that passes through."""
+"""KPI 13: the place of account and counterparty among recent payments, and money that passes through."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -26,7 +26,7 @@ class Settings:
     """
 
     window: str = "30d"
-    pass_through_window: str = "72h"
+    pass_through_window: str = "72h"  # noqa: S105  # a length of time, no password
     counterparty_windows: list[str] = field(default_factory=lambda: ["24h", "7d", "30d"])
     new_windows: list[str] = field(default_factory=lambda: ["24h", "7d"])
 
@@ -240,7 +240,8 @@ KPI = Kpi(
     inputs=("account_id", "counterparty_id", "booked_at", "known_at", "direction", "amount_base"),
     key="account",
     null_rule="never: no known payment is a count of zero",
-    source="Suzumura and Kanezashi (2021), IBM AMLSim; FATF (2018), Professional Money Laundering (pass-through accounts)",
+    source="Suzumura and Kanezashi (2021), IBM AMLSim; FATF (2018), Professional Money Laundering (pass-through "
+    "accounts)",
     settings=Settings,
     columns=columns,
     compute=compute,

@@ -51,7 +51,7 @@ class Kpi:
         settings: frozen dataclass of its settings, checked like all parameters.
         columns: the columns that given settings make, in order.
         compute: ledger, fitted parameters, settings and the columns made so far, to its columns; NaN is unknown.
-        fit: parameters from what had happened and was known before a moment (microseconds); plain values that survive JSON.
+        fit: parameters from what had happened and was known before a moment (microseconds); plain values for JSON.
         needs: columns of earlier KPIs that it reads.
         settings_key: where its settings stand, if it shares them with another.
     """

@@ -66,12 +66,21 @@ def columns_of(who: Key) -> Callable[[Settings], tuple[Column, ...]]:
         ]
         for w in settings.confirmed_windows:
             out += [
-                Column(f"{who}_confirmed_n_{w}", f"anomalies whose label arrived in [t - {w}, t]", "transactions", w, null_rule=f"the row names no {who}"),
                 Column(
-                    f"{who}_confirmed_share_{w}", f"of the transactions that were resolved in [t - {w}, t], the anomalies", "share", w,
+                    f"{who}_confirmed_n_{w}",
+                    f"anomalies whose label arrived in [t - {w}, t]",
+                    "transactions",
+                    w,
+                    null_rule=f"the row names no {who}",
+                ),
+                Column(
+                    f"{who}_confirmed_share_{w}",
+                    f"of the transactions that were resolved in [t - {w}, t], the anomalies",
+                    "share",
+                    w,
                     null_rule=f"no transaction of the {who} was resolved in {w}",
                 ),
-            ]  # fmt: skip
+            ]
         never = f"no anomaly of the {who} is known by t"
         out += [
             Column(
@@ -188,19 +197,23 @@ def _kpi(who: Key, title: str) -> Kpi:
         number=7,
         title=title,
         family="risk",
-        formula=f"R(t) = (anomalies of the {who} in [t - W, t) confirmed by t + k pi0) / (resolved by t + k); resolved = confirmed, "
+        formula=f"R(t) = (anomalies of the {who} in [t - W, t) confirmed by t + k pi0) / (resolved by t + k); "
+        "resolved = confirmed, "
         "or old enough to count as normal; pi0 = training rate",
         unit="probability",
         inputs=(f"{who}_id", "booked_at", "known_at", "is_anomaly", "confirmed_at"),
         key=who,
-        null_rule="the row names no counterparty, or there are no labels to learn the rate from" if who == "counterparty" else "there are no labels to learn the rate from",
-        source="Gelman et al. (2013), Bayesian Data Analysis, section 2.4 (Beta-Binomial); label delay as in Le Borgne et al. (2022), Fraud Detection Handbook",
+        null_rule="the row names no counterparty, or there are no labels to learn the rate from"
+        if who == "counterparty"
+        else "there are no labels to learn the rate from",
+        source="Gelman et al. (2013), Bayesian Data Analysis, section 2.4 (Beta-Binomial); label delay as in Le "
+        "Borgne et al. (2022), Fraud Detection Handbook",
         settings=Settings,
         columns=columns_of(who),
         compute=compute_of(who),
         fit=fit,
         settings_key="risk",
-    )  # fmt: skip
+    )
 
 
 COUNTERPARTY_RISK = _kpi("counterparty", "Counterparty risk score")

@@ -14,8 +14,8 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from scipy.special import betainc
 
-from reperform.featurize.kernels import F64, I64, distinct_with_own, split_amounts, times_seen_sum
-from reperform.featurize.ledger import Ledger, Mask, hundredths, pair_codes
+from reperform.featurize.kernels import F64, I64, Mask, distinct_with_own, split_amounts, times_seen_sum
+from reperform.featurize.ledger import Ledger, hundredths, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import DAY_US, History, length_us
 
@@ -31,7 +31,7 @@ class Rule:
         jurisdictions: home countries of accounts that it holds for; empty for all.
         channels: channels that it holds for; empty for all.
         threshold: the limit.
-        currency: of the limit; `base` compares amounts in base currency, else only rows in that currency are held against it.
+        currency: of the limit; `base` compares amounts in base currency, any other only the rows in that currency.
         operator: how an amount breaks it.
         window: `day` adds up a business day by the account's clock; a length such as `24h` adds up that time.
         effective_from: first day.
@@ -81,12 +81,19 @@ def columns(settings: Settings) -> tuple[Column, ...]:
     s, m = settings.structuring_window, settings.smurfing_window
     near = f"amounts in [{1 - settings.near_share:.2g} T, T) in the row's direction, the row included"
     return (
-        Column("limit_ratio", "sum over the limit's window in the row's direction, the row included, / limit; largest over limits", "x"),
+        Column(
+            "limit_ratio",
+            "sum over the limit's window in the row's direction, the row included, / limit; largest over limits",
+            "x",
+        ),
         *(
             Column(
                 f"limit_ratio_{rule.name}",
-                f"the same for one limit: {rule.operator} {rule.threshold:,.0f} {rule.currency} per {rule.window}, {rule.citation}",
-                "x", "" if rule.window == "day" else rule.window, null_rule="the limit does not hold for the row",
+                f"the same for one limit: {rule.operator} {rule.threshold:,.0f} {rule.currency} per {rule.window}, "
+                f"{rule.citation}",
+                "x",
+                "" if rule.window == "day" else rule.window,
+                null_rule="the limit does not hold for the row",
             )
             for rule in settings.rules
         ),
@@ -96,32 +103,69 @@ def columns(settings: Settings) -> tuple[Column, ...]:
         Column(f"structuring_ratio_{s}", "sum of such amounts / limit", "x", s),
         Column(
             f"structuring_flag_{s}",
-            f"1 if at least {settings.structuring_least_n} such amounts sum to the limit or more while no day's sum breaks it",
-            "0 or 1", s, is_model_input=False,
+            f"1 if at least {settings.structuring_least_n} such amounts sum to the limit or more while no day's sum "
+            "breaks it",
+            "0 or 1",
+            s,
+            is_model_input=False,
         ),
         Column(
-            f"structuring_surprise_{s}", "-log10 P(at least so many of n | share of the segment's training amounts just below the limit)",
-            "-log10 p", s,
+            f"structuring_surprise_{s}",
+            "-log10 P(at least so many of n | share of the segment's training amounts just below the limit)",
+            "-log10 p",
+            s,
         ),
-        Column(f"smurfing_parties_{m}", "different counterparties with amounts below the limit in the row's direction, the row included", "counterparties", m),
+        Column(
+            f"smurfing_parties_{m}",
+            "different counterparties with amounts below the limit in the row's direction, the row included",
+            "counterparties",
+            m,
+        ),
         Column(f"smurfing_ratio_{m}", "their amounts / limit", "x", m),
-        Column(f"smurfing_flag_{m}", f"1 if at least {settings.smurfing_least_parties} parties and a ratio of 1 or more", "0 or 1", m, is_model_input=False),
-        Column(f"smurfing_micro_n_{m}", f"amounts below {settings.micro_share:.0%} of the limit in the row's direction, the row included", "transactions", m),
+        Column(
+            f"smurfing_flag_{m}",
+            f"1 if at least {settings.smurfing_least_parties} parties and a ratio of 1 or more",
+            "0 or 1",
+            m,
+            is_model_input=False,
+        ),
+        Column(
+            f"smurfing_micro_n_{m}",
+            f"amounts below {settings.micro_share:.0%} of the limit in the row's direction, the row included",
+            "transactions",
+            m,
+        ),
         Column(f"smurfing_micro_ratio_{m}", "their sum / limit", "x", m),
         Column(
-            f"smurfing_micro_flag_{m}", f"1 if at least {settings.micro_least_n} of them and a ratio of 1 or more", "0 or 1", m, is_model_input=False
+            f"smurfing_micro_flag_{m}",
+            f"1 if at least {settings.micro_least_n} of them and a ratio of 1 or more",
+            "0 or 1",
+            m,
+            is_model_input=False,
         ),
-    )  # fmt: skip
+    )
 
 
 def counterparty_columns(settings: Settings) -> tuple[Column, ...]:
     """The same pattern seen from the counterparty: several accounts pay one beneficiary, or are paid by one sender."""
     m = settings.smurfing_window
     return (
-        Column(f"smurfing_accounts_{m}", "different accounts that deal with the counterparty in the row's direction below the limit, the row included", "accounts", m),
+        Column(
+            f"smurfing_accounts_{m}",
+            "different accounts that deal with the counterparty in the row's direction below the limit, the row "
+            "included",
+            "accounts",
+            m,
+        ),
         Column(f"smurfing_accounts_ratio_{m}", "their amounts / limit", "x", m),
-        Column(f"smurfing_accounts_flag_{m}", f"1 if at least {settings.smurfing_least_parties} accounts and a ratio of 1 or more", "0 or 1", m, is_model_input=False),
-    )  # fmt: skip
+        Column(
+            f"smurfing_accounts_flag_{m}",
+            f"1 if at least {settings.smurfing_least_parties} accounts and a ratio of 1 or more",
+            "0 or 1",
+            m,
+            is_model_input=False,
+        ),
+    )
 
 
 @dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
@@ -220,7 +264,7 @@ def compute_counterparty(
         at = scope(ledger, rule)
         n, cents = _parties(history, party, at, m)
         holds = at.applies & (key >= 0)
-        found.append(_party_values(f"smurfing_accounts{{}}_{m}", n, cents, holds, at.limit, settings))
+        found.append(_party_values(f"smurfing_accounts{{}}_{m}", n, cents / at.limit, holds, settings))
     return {
         c.name: _largest([_renamed(f, m)[c.name] for f in found], len(ledger)) for c in counterparty_columns(settings)
     }
@@ -234,7 +278,7 @@ def _renamed(found: Values, window: str) -> Values:
 def _of_rule(ledger: Ledger, rule: Rule, shares: dict[str, float], settings: Settings) -> Values:
     at, history = scope(ledger, rule), ledger.by_account_direction
     out = _hard(ledger, history, rule, at)
-    out |= _structuring(ledger, history, rule, at, shares, settings)
+    out |= _structuring(ledger, rule, at, shares, settings)
     out |= _smurfing(ledger, history, at, settings)
     return out
 
@@ -256,10 +300,8 @@ def _hard(ledger: Ledger, history: History, rule: Rule, at: Scope) -> Values:
     }
 
 
-def _structuring(
-    ledger: Ledger, history: History, rule: Rule, at: Scope, shares: dict[str, float], settings: Settings
-) -> Values:
-    w = settings.structuring_window
+def _structuring(ledger: Ledger, rule: Rule, at: Scope, shares: dict[str, float], settings: Settings) -> Values:
+    w, history = settings.structuring_window, ledger.by_account_direction
     near = at.near(settings.near_share)
     day = pair_codes(history.codes, ledger.local_day)
     least_broken = at.limit + (rule.operator == ">")
@@ -268,7 +310,7 @@ def _structuring(
     )
     flag = (k >= settings.structuring_least_n) & (cents >= at.limit) & (broken_days == 0)
     share = ledger.segment.replace_strict(shares, default=shares.get("", 0.5), return_dtype=pl.Float64).to_numpy()
-    values: Values = {
+    values = {
         f"structuring_n_{w}": k,
         f"structuring_days_{w}": days,
         f"structuring_ratio_{w}": cents / at.limit,
@@ -288,7 +330,7 @@ def _smurfing(ledger: Ledger, history: History, at: Scope, settings: Settings) -
     m = settings.smurfing_window
     party = pair_codes(history.codes, ledger.counterparty)
     n, cents = _parties(history, party, at, m)
-    out = _party_values(f"smurfing{{}}_{m}", n, cents, at.applies, at.limit, settings)
+    out = _party_values(f"smurfing{{}}_{m}", n, cents / at.limit, at.applies, settings)
     out[f"smurfing_parties_{m}"] = out.pop(f"smurfing_n_{m}")
     micro = at.below & (at.cents < round(settings.micro_share * at.limit))
     past_n, past_cents = history.sums(history.tape(length_us(m)), micro, np.where(micro, at.cents, 0))
@@ -309,9 +351,9 @@ def _parties(history: History, party: I64, at: Scope, window: str) -> tuple[I64,
     return n, past + below
 
 
-def _party_values(name: str, n: I64, cents: I64, holds: Mask, limit: int, settings: Settings) -> Values:
-    flag = (n >= settings.smurfing_least_parties) & (cents >= limit)
-    values = {"_n": n, "_ratio": cents / limit, "_flag": flag}
+def _party_values(name: str, n: I64, ratio_to_limit: F64, holds: Mask, settings: Settings) -> Values:
+    flag = (n >= settings.smurfing_least_parties) & (ratio_to_limit >= 1)
+    values = {"_n": n, "_ratio": ratio_to_limit, "_flag": flag}
     return {name.format(suffix): np.where(holds, v, np.nan) for suffix, v in values.items()}
 
 
@@ -319,7 +361,7 @@ def _largest(candidates: list[F64], rows: int) -> F64:
     """Element-wise maximum that ignores the unknown."""
     if not candidates:
         return np.full(rows, np.nan)
-    return np.fmax.reduce(candidates)
+    return np.asarray(np.fmax.reduce(candidates))
 
 
 KPI = Kpi(
@@ -327,10 +369,23 @@ KPI = Kpi(
     number=8,
     title="Compliance threshold violations",
     family="compliance",
-    formula="sums per account, direction and business day against limits; amounts just below a limit over 10 days (structuring); "
+    formula="sums per account, direction and business day against limits; amounts just below a limit over 10 days "
+    "(structuring); "
     "many parties or many small amounts over 7 days (smurfing). Patterns, not intent",
     unit="x of the limit, and counts",
-    inputs=("account_id", "booked_at", "known_at", "direction", "amount", "amount_base", "currency", "channel", "counterparty_id", "home_country", "timezone"),
+    inputs=(
+        "account_id",
+        "booked_at",
+        "known_at",
+        "direction",
+        "amount",
+        "amount_base",
+        "currency",
+        "channel",
+        "counterparty_id",
+        "home_country",
+        "timezone",
+    ),
     key="account",
     null_rule="no limit holds for the row's country, channel, currency and day",
     source="31 CFR 1010.311, 1010.313, 1010.314; Regulation (EU) 2024/1624, Article 80",
@@ -338,15 +393,26 @@ KPI = Kpi(
     columns=columns,
     compute=compute,
     fit=fit,
-)  # fmt: skip
+)
 COUNTERPARTY_KPI = Kpi(
     name="thresholds_counterparty",
     number=8,
     title="Compliance threshold violations, seen from the counterparty",
     family="compliance",
-    formula="different accounts that deal with one counterparty in one direction within 7 days, each below a limit, together above it",
+    formula="different accounts that deal with one counterparty in one direction within 7 days, each below a limit, "
+    "together above it",
     unit="accounts, and x of the limit",
-    inputs=("counterparty_id", "account_id", "booked_at", "known_at", "direction", "amount", "amount_base", "currency", "channel"),
+    inputs=(
+        "counterparty_id",
+        "account_id",
+        "booked_at",
+        "known_at",
+        "direction",
+        "amount",
+        "amount_base",
+        "currency",
+        "channel",
+    ),
     key="counterparty",
     null_rule="no limit holds for the row, or it names no counterparty",
     source="31 CFR 1010.314",
@@ -354,4 +420,4 @@ COUNTERPARTY_KPI = Kpi(
     columns=counterparty_columns,
     compute=compute_counterparty,
     settings_key="thresholds",
-)  # fmt: skip
+)

@@ -102,7 +102,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
 
 
 def _prior(segments: pl.Series, hours: I64, fitted: dict[str, Any]) -> F64:
-    """p(hour | segment) with one row added to every hour, so that no hour is impossible; NaN where nothing was learned."""
+    """p(hour | segment), one row added to every hour so that none is impossible; NaN where nothing was learned."""
     total = np.asarray(fitted["all"], float)
     if total.sum() == 0:
         return np.full(len(hours), np.nan)
@@ -110,7 +110,7 @@ def _prior(segments: pl.Series, hours: I64, fitted: dict[str, Any]) -> F64:
     table = np.array([fitted["rows_per_hour"].get(name, total) for name in names], float) + 1
     table /= table.sum(axis=1, keepdims=True)
     row = segments.replace_strict(names, range(len(names)), return_dtype=pl.Int64).to_numpy()
-    return table[row, hours]
+    return np.asarray(table[row, hours])
 
 
 def _date(day_number: Any) -> date:
@@ -131,7 +131,7 @@ def easter(year: int) -> date:
 
 
 def _is_target_holiday(day: date) -> bool:
-    """TARGET's long-term calendar, published by the ECB on 14 December 2000 and in force from 2002, so known at any time since."""
+    """TARGET's long-term calendar, published by the ECB on 14 December 2000, in force from 2002: known ever since."""
     fixed = (day.month, day.day) in {(1, 1), (5, 1), (12, 25), (12, 26)}
     return fixed or day - easter(day.year) in {timedelta(days=-2), timedelta(days=1)}
 

@@ -23,7 +23,7 @@ class Settings:
         counterparty_windows: lengths for different counterparties.
         channel_windows: lengths over which transactions in the row's channel are counted.
         channel_window: history from which the share of the channel is taken.
-        least_age_hours: an account counts as at least this old, so that the first seconds of an account give no huge rate.
+        least_age_hours: an account counts as at least this old, so that its first seconds give no huge rate.
     """
 
     windows: list[str] = field(default_factory=lambda: ["1h", "24h", "7d", "30d"])
@@ -125,7 +125,8 @@ KPI = Kpi(
     inputs=("account_id", "booked_at", "known_at", "amount_base", "counterparty_id", "opened_at"),
     key="account",
     null_rule="never: no record in the window is a velocity of zero",
-    source="Whitrow et al. (2009), doi:10.1007/s10618-008-0116-z; Bahnsen et al. (2016), doi:10.1016/j.eswa.2015.12.030",
+    source="Whitrow et al. (2009), doi:10.1007/s10618-008-0116-z; Bahnsen et al. (2016), "
+    "doi:10.1016/j.eswa.2015.12.030",
     settings=Settings,
     columns=columns,
     compute=compute,

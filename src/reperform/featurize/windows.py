@@ -9,7 +9,7 @@ import numpy as np
 
 from reperform.errors import ReperformError
 from reperform.featurize import kernels
-from reperform.featurize.kernels import F64, I64
+from reperform.featurize.kernels import F64, I64, Mask
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
@@ -110,7 +110,7 @@ class History:
             leaving.starts, leaving.rows, leave,
         )  # fmt: skip
 
-    def sums(self, events: Tape, *values: I64) -> tuple[I64, ...]:
+    def sums(self, events: Tape, *values: I64 | Mask) -> tuple[I64, ...]:
         """Exact sums of integer columns over what each row sees."""
         stacked = np.ascontiguousarray(np.stack([v.astype(np.int64) for v in values], axis=1))
         return tuple(kernels.sums(events, stacked, len(self)).T)
