@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.parse import urlsplit
 
 from reperform import taxonomy
@@ -118,12 +119,12 @@ def _safe(archive: Path, member: zipfile.ZipInfo) -> PurePosixPath:
     return name
 
 
-def _copy(source: object, out: object, size: int, archive: Path) -> None:
+def _copy(source: IO[bytes], out: IO[bytes], size: int, archive: Path) -> None:
     """Copy what the directory of the zip announced, and not a byte more."""
-    data = source.read(size + 1)  # type: ignore[attr-defined]
+    data = source.read(size + 1)
     if len(data) > size:
         raise _bad_package(archive, "a member is longer than announced", f"more than {size} bytes")
-    out.write(data)  # type: ignore[attr-defined]
+    out.write(data)
 
 
 def _bad_package(archive: Path, problem: str, got: str) -> ReperformError:
