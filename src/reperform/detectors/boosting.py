@@ -1,6 +1,5 @@
 """Gradient-boosted trees on labels. The only module that imports XGBoost."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +123,6 @@ class BoostingDetector(Detector):
 
 
 def _library() -> Any:
-    # Threads that wait must sleep: by default they spin, and on a busy machine they take the time of the others.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xgboost  # noqa: PLC0415  # costs a second, and the other detectors do without
 
     return xgboost
