@@ -66,7 +66,7 @@ def test_values_are_formatted_for_people(value: object, style: str, expected: st
 
 def test_numbers_stand_right_and_text_left() -> None:
     got = pipe_table([{"name": "a|b", "n": 3}], {"name": "name", "n": "rows"})
-    assert got.splitlines() == ["| name | rows |", "|:---|---:|", "| a\\|b | 3 |"]
+    assert got.splitlines() == ["| name | rows |", "|:-----|-----:|", "| a\\|b | 3 |"]
 
 
 def page(text: str, folder: Path) -> Path:

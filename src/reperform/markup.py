@@ -32,11 +32,13 @@ def pipe_table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -
         n: all(isinstance(r.get(n), int | float | None) and not isinstance(r.get(n), bool) for r in records)
         for n in names
     }
+    cells = [{name: literal(formatted(record.get(name))) for name in names} for record in records]
+    widths = {name: _width(names[name], [row[name] for row in cells]) for name in names}
     lines = [
         f"| {' | '.join(names.values())} |",
-        "|" + "|".join("---:" if right[name] else ":---" for name in names) + "|",
+        "|" + "|".join(f"{'-' * widths[n]}:" if right[n] else f":{'-' * widths[n]}" for n in names) + "|",
     ]
-    lines += ["| " + " | ".join(literal(formatted(record.get(name))) for name in names) + " |" for record in records]
+    lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in cells]
     return "\n".join(lines)
 
 
@@ -48,6 +50,13 @@ def literal(text: str) -> str:
     for mark in "|*_[]<>$@#^~`":
         cleaned = cleaned.replace(mark, f"\\{mark}")
     return cleaned
+
+
+def _width(heading: str, cells: Sequence[str]) -> int:
+    """Dashes under a heading: renderers share a wide table's space out by them."""
+    longest_word = max((len(word) for text in (heading, *cells) for word in text.split()), default=0)
+    longest = max((len(text) for text in cells), default=0)
+    return max(3, min(longest_word + 1, 24), min(longest, 48))
 
 
 def _rounded(value: float) -> str:

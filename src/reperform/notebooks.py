@@ -47,6 +47,7 @@ def execute(name: str) -> Path:
     """
     import papermill  # noqa: PLC0415  # costs a second
     from papermill.exceptions import PapermillExecutionError  # noqa: PLC0415
+    from traitlets.config import Config  # noqa: PLC0415
 
     os.environ.update(KERNEL_ENVIRONMENT)
     source = paths.notebooks() / f"{name}.ipynb"
@@ -63,6 +64,8 @@ def execute(name: str) -> Path:
             log_output=False,
             request_save_on_cell_execute=False,
             cwd=str(paths.project_root()),
+            # Local sockets instead of TCP: nobody else on the machine can listen in.
+            config=Config({"KernelManager": {"transport": "ipc"}}),
         )
     except PapermillExecutionError as error:
         raise _cell_error(source, partial, error) from error

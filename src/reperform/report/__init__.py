@@ -42,10 +42,10 @@ class Page:
 
 
 def navigation(names: Sequence[str], notebook_names: Sequence[str]) -> str:
-    """One line of links to every page, as markdown."""
-    links = [f"[{PAGE_TITLES.get(name, name)}]({name}.html)" for name in names]
-    links += [f"[{name[3:]}]({name}.html)" for name in notebook_names]
-    return "::: {.navigation}\n" + " · ".join(links) + "\n:::"
+    """Links to every report and every notebook, as markdown."""
+    reports = " · ".join(f"[{PAGE_TITLES.get(name, name)}]({name}.html)" for name in names)
+    read = " · ".join(f"[{name[3:]}]({name}.html)" for name in notebook_names)
+    return f"::: {{.navigation}}\n{reports}\n\nNotebooks: {read}\n:::"
 
 
 def filled(template: str, folder: Path, evidence: Evidence, context: dict[str, Any]) -> str:
@@ -57,6 +57,9 @@ def filled(template: str, folder: Path, evidence: Evidence, context: dict[str, A
     environment = Environment(
         loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
+        # `{#` opens the attributes of headings and tables in markdown
+        comment_start_string="<!--#",
+        comment_end_string="#-->",
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=False,  # noqa: S701  # the output is markdown; values are escaped for it by Evidence

@@ -18,6 +18,8 @@ from reperform.report.render import find_renderer
 from reperform.stages import STAGES
 
 METRICS = "evaluate/metrics"
+FIT_COLUMNS = ("rows", "known_anomalies", "learns_from", "learns_until", "labels_known_by")
+WIDE = 10  # from here on, decimals say nothing
 CLAUSE_COLUMNS = {
     "sr_26_2": "SR 26-2, OCC 2026-13",
     "sr_11_7": "SR 11-7 (legacy)",
@@ -65,9 +67,11 @@ def interval(metric: Mapping[str, Any] | None) -> str:
     """`0.712 (0.65 to 0.765)`; `n/a` where nothing could be measured."""
     if metric is None or metric.get("estimate") is None:
         return "n/a"
-    if metric.get("low") is None or metric.get("high") is None:
-        return formatted(metric["estimate"])
-    return f"{formatted(metric['estimate'])} ({formatted(metric['low'])} to {formatted(metric['high'])})"
+    estimate, low, high = (metric.get(side) for side in ("estimate", "low", "high"))
+    if low is None or high is None:
+        return formatted(estimate)
+    style = ".3f" if abs(high) < WIDE else ".1f"
+    return f"{estimate:{style}} ({low:{style}} to {high:{style}})"
 
 
 def only(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
@@ -187,7 +191,7 @@ def fits(e: Evidence) -> list[dict[str, Any]]:
                 "detector": name,
                 "features": len(document["features"]),
                 "seed": document.get("seed"),
-                **{key: value for key, value in final.items() if isinstance(value, int | float | str)},
+                **{key: final.get(key) for key in FIT_COLUMNS},
             }
         )
     return rows
