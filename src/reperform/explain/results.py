@@ -289,7 +289,7 @@ def definitions(settings: ExplainParams) -> dict[str, str]:
         f"values come from the {settings.neighbours} training rows most alike in the features kept",
         "stability": f"mean Jaccard overlap of the {quality.TOP} largest features under {settings.perturbations} "
         f"perturbations of {settings.perturbation_noise:g} median absolute deviations whose prediction stays within "
-        f"{settings.same_prediction_within:g}",
+        f"{settings.same_prediction_within:g}; a row without any such perturbation has none, and no index",
         "agreement": f"share of the {quality.TOP} largest features that SHAP and LIME have in common",
         "sparsity": "1 - ln(k) / ln(p), k of p features hold 80 % of all absolute contributions",
         "confidence": "1 - binary entropy of the ensemble's calibrated probability; not a measure of clarity",
