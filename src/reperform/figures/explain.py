@@ -130,7 +130,7 @@ def components(quality: Mapping[str, Any]) -> Figure:
     axes.set_xlim(-0.03, 1.05)
     axes.set_xlabel(f"component, 0 to 1, with {100 * quality['interval']:.0f} % bootstrap interval over accounts")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
