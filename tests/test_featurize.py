@@ -256,7 +256,7 @@ def test_without_balances_the_dictionary_says_why() -> None:
     )
     entry = next(e for e in made.dictionary if e["name"] == "balance_volatility_30d")
     assert entry["null_share"] == 1
-    assert "balance_after" in entry["null_reason"]
+    assert entry["null_reason"].endswith("; the source gives no balance_after")
     assert not entry["is_model_input"]
 
 
@@ -731,6 +731,11 @@ def test_an_unknown_kpi_is_answered_with_its_neighbours() -> None:
 def test_an_unknown_setting_is_answered_with_what_exists() -> None:
     with pytest.raises(ReperformError, match="least_age_hours"):
         KPIS["velocity"].settings_of({"velocity": {"least_age": 2}})
+
+
+def test_settings_of_an_unknown_kpi_are_answered_with_its_neighbours() -> None:
+    with pytest.raises(ReperformError, match="did you mean thresholds"):
+        features(transactions({"hours": 0}), treshold={"rules": []})
 
 
 def test_the_stage_writes_all_its_tables(project: Path, small: World) -> None:

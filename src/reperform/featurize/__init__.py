@@ -18,6 +18,7 @@ from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Kpi, Values
 from reperform.params import FeaturizeParams, SplitParams
 
+FILINGS = "filings"  # settings of KPIs 9 and 10
 IDENTITY = ("transaction_id", "account_id", "counterparty_id", "entity_id", "booked_at")
 
 
@@ -88,6 +89,26 @@ def _finite(kpi: Kpi, name: str, values: Any) -> F64:
     return out
 
 
+def check_settings(stage: FeaturizeParams) -> None:
+    """Refuse settings of a KPI that does not exist, and settings that a KPI does not know.
+
+    Raises:
+        ReperformError: naming the nearest one that exists.
+    """
+    known = {kpi.settings_key or kpi.name for kpi in KPIS.values()} | {FILINGS}
+    for name in stage.settings:
+        if name not in known:
+            raise ReperformError(
+                f"Settings of an unknown KPI, {name!r}.",
+                expected=f"some of {', '.join(sorted(known))}",
+                got=name,
+                where="params.yaml:featurize.settings",
+                fix=f"{nearest(name, known)}; then change it in conf/featurize/ and run `make params`",
+            )
+    for kpi in KPIS.values():
+        kpi.settings_of(stage.settings)
+
+
 def ledger_of(
     transactions: pl.DataFrame, accounts: pl.DataFrame, labels: pl.DataFrame, stage: FeaturizeParams, split: SplitParams
 ) -> Ledger:
@@ -115,19 +136,16 @@ def featurize(
         split: the calendar; parameters are learned before its `fit_end`.
         fitted: parameters learned earlier, to be used instead of learning them anew.
     """
+    check_settings(stage)
     ledger = ledger_of(transactions, accounts, labels, stage, split)
     learned = dict(fitted) if fitted is not None else fit(ledger, stage, split.fit_end)
     table = compute(ledger, stage, learned)
-    return Features(
-        table, describe(table, transactions, accounts, stage), learned, days.account_days(ledger, ledger.days)
-    )
+    return Features(table, describe(table, ledger, stage), learned, days.account_days(ledger, ledger.days))
 
 
-def describe(
-    table: pl.DataFrame, transactions: pl.DataFrame, accounts: pl.DataFrame, stage: FeaturizeParams
-) -> list[dict[str, Any]]:
+def describe(table: pl.DataFrame, ledger: Ledger, stage: FeaturizeParams) -> list[dict[str, Any]]:
     """The dictionary of a feature table."""
-    absent = frozenset(c for f in (transactions, accounts) for c in f.columns if f[c].null_count() == f.height)
+    absent = _absent(ledger.transactions, ledger.accounts, ledger.labels)
     return [
         dictionary.entry(kpi, column, table[column.name], absent)
         for kpi in selected(stage.kpis)
@@ -135,12 +153,18 @@ def describe(
     ]
 
 
+def _absent(*frames: pl.DataFrame) -> frozenset[str]:
+    """Canonical columns that no row of any table fills."""
+    filled = {name for frame in frames for name in frame.columns if frame[name].null_count() < frame.height}
+    return frozenset(name for frame in frames for name in frame.columns if name not in filled)
+
+
 def _filings(transactions: pl.DataFrame, stage: FeaturizeParams) -> tuple[pl.DataFrame, pl.DataFrame]:
     """KPIs 9 and 10 of the validated filings, and the rules behind them."""
     filings = schemas.checked(tables.read_table("validate", "filings"), schemas.FILINGS)
     facts = schemas.checked(tables.read_table("validate", "facts"), schemas.FACTS)
     checks = schemas.checked(tables.read_table("validate", "checks"), schemas.CHECKS)
-    return filing_tables(filings, facts, checks, transactions, settings=stage.settings.get("filings", {}))
+    return filing_tables(filings, facts, checks, transactions, settings=stage.settings.get(FILINGS, {}))
 
 
 def run(stage: FeaturizeParams) -> Features:

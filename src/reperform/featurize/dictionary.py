@@ -6,6 +6,7 @@ import polars as pl
 
 from reperform.featurize.registry import Column, Kpi
 
+REPLACED = ("opened_at", "segment", "timezone")  # where they are not given, a stand-in serves
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
@@ -41,12 +42,11 @@ def entry(kpi: Kpi, column: Column, values: pl.Series, absent: frozenset[str]) -
 
 
 def _reason(kpi: Kpi, null_rule: str, null_share: float | None, absent: frozenset[str]) -> str | None:
-    """Why values are missing: an input that the source lacks, else the rule."""
+    """Why values are missing: the rule, and the inputs that the source lacks where nothing is known."""
     if null_share is None:
         return "there are no transactions"
     if null_share == 0:
         return None
-    lacking = [name for name in kpi.inputs if name in absent]
-    if null_share == 1 and lacking:
-        return f"the source gives no {', '.join(lacking)}"
-    return null_rule
+    lacking = [name for name in kpi.inputs if name in absent and name not in REPLACED]
+    given = f"; the source gives no {', '.join(lacking)}" if null_share == 1 and lacking else ""
+    return null_rule + given
