@@ -20,7 +20,7 @@ from reperform.errors import ReperformError
 from reperform.ingest.combine import combine
 from reperform.ingest.rates import NO_RATE, with_amount_base
 from reperform.ingest.receipt import receipt
-from reperform.ingest.source import SourceFile, SourceResult
+from reperform.ingest.source import SourceFile, SourceResult, quarantine_frame, quarantined
 from tests.conftest import ROOT
 from tests.test_ingest_iso20022 import balance, document, entry
 from tests.test_ingest_table import HEADERS, ROWS, delivered, with_row
@@ -133,6 +133,15 @@ def test_a_lost_record_is_an_error_and_nothing_is_saved() -> None:
     lost = {"labels": SourceResult(tables={"labels": frame}, files=(SourceFile("labels.csv", "", 1),))}
     with pytest.raises(ReperformError, match="do not add up"):
         receipt({"labels": {"kind": "table", "target": "labels"}}, lost, combine(lost, "EUR"))
+
+
+def test_a_refused_record_counts_even_where_its_place_is_unknown() -> None:
+    refused = quarantine_frame([quarantined("facts", "f.xbrl", 0, "undefined_concept", value="x:Y")])
+    one = SourceResult(
+        tables={"facts": schemas.empty(schemas.FACTS)}, quarantine=refused, files=(SourceFile("f.xbrl", "", 1),)
+    )
+    got = receipt({"f": {"kind": "xbrl"}}, {"f": one}, combine({"f": one}, "EUR"))["sources"]["f"]
+    assert (got["rows_in"], got["quarantined"], got["files_refused"]) == (1, {"undefined_concept": 1}, {})
 
 
 BROKEN: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {

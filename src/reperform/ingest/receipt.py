@@ -7,7 +7,7 @@ import polars as pl
 
 from reperform.errors import ReperformError
 from reperform.ingest.combine import Combined
-from reperform.ingest.source import SOURCE, WHOLE_FILE, SourceResult
+from reperform.ingest.source import RULE_OF_FILES, SOURCE, SourceResult
 
 # The table that a source's records become rows of; a source of tables names its own.
 MAIN_TABLE = {"iso20022": "transactions", "xbrl": "facts"}
@@ -31,7 +31,7 @@ def receipt(sources: Mapping[str, Mapping[str, Any]], results: Mapping[str, Sour
 def _of_source(name: str, source: Mapping[str, Any], result: SourceResult, combined: Combined) -> dict[str, Any]:
     kind = str(source["kind"])
     refused = combined.quarantine.filter(pl.col(SOURCE) == name)
-    whole = pl.col("source_record") == WHOLE_FILE
+    whole = pl.col("rule").str.starts_with(RULE_OF_FILES)
     main = MAIN_TABLE.get(kind, str(source.get("target", "")))
     one = {
         "kind": kind,
