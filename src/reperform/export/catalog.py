@@ -156,7 +156,14 @@ TABLES = (
     _canonical(
         schemas.CHECKS, "What the taxonomy's rules said of each filing.", (POSITION,), indexes=(("filing_id",),)
     ),
-    _canonical(schemas.QUARANTINE, "Rows that were refused, with rule, value and origin.", (POSITION,)),
+    Table(
+        "quarantine",
+        "data/ingest/quarantine.parquet and data/validate/quarantine.parquet",
+        "Records that ingest could not read and rows that validate refused, with rule, value and origin.",
+        (POSITION,),
+        schemas.polars_schema(schemas.QUARANTINE),
+        sources.quarantine,
+    ),
     Table(
         "splits",
         "data/split/splits.parquet",

@@ -218,6 +218,12 @@ def parquet(stage: str, name: str) -> Reader:
     return read
 
 
+def quarantine(settings: Settings) -> pl.DataFrame | None:
+    """What ingest refused, then what validate refused."""
+    parts = [part for stage in ("ingest", "validate") if (part := parquet(stage, "quarantine")(settings)) is not None]
+    return pl.concat(parts) if parts else None
+
+
 def _document(stage: str, name: str) -> Any:
     return tables.read_json(stage, name) if _exists(stage, name, ".json") else None
 
