@@ -1,0 +1,248 @@
+"""Index of runs and models in MLflow, with hashes of what DVC keeps. The only module that imports MLflow.
+
+MLflow holds no data and no model, and nothing that the pipeline writes depends on it: `mlflow.db` may be deleted, and
+the current state recorded again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from reperform import paths
+from reperform.errors import ReperformError
+
+EXPERIMENT = "reperform"
+MODEL = "reperform-ensemble"
+ENSEMBLE = "ensemble"
+MODEL_FILE = "data/ensemble/model.json"
+DATABASE = "mlflow.db"
+LOCK_FILE = "requirements.lock"
+FIRST_ALIAS, NEXT_ALIAS = "champion", "challenger"
+KEY_TAG = "reperform.key"
+BATCH = 100  # MLflow takes no more parameters at once
+LONGEST_VALUE = 500
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+
+
+def outputs(detectors: Sequence[str]) -> dict[str, Path]:
+    """The outputs that a run is known by: those that exist among splits, fits, the ensemble and the metrics."""
+    names = [
+        "data/split/splits.parquet",
+        "data/featurize/features.parquet",
+        *(f"data/train/{name}/{file}" for name in detectors for file in ("fit.json", "scores.parquet")),
+        MODEL_FILE,
+        "data/ensemble/scores.parquet",
+        "data/ensemble/thresholds.json",
+        "data/evaluate/metrics.json",
+    ]
+    found = {name: paths.project_root() / name for name in names}
+    return {name: path for name, path in found.items() if path.exists()}
+
+
+def record(metrics: Mapping[str, Any], parameters: Mapping[str, Any], artifacts: Mapping[str, Path]) -> str:
+    """Record the current state as one run with a nested run for each detector, and register the ensemble.
+
+    The same state is recorded once: a second call returns the first run. The first registered version is `champion`,
+    and each later one becomes `challenger`; people promote it.
+
+    Args:
+        metrics: by detector, then by name, as in `data/evaluate/metrics.json`: numbers, or mappings that hold them.
+        parameters: nested, such as params.yaml.
+        artifacts: outputs that the run refers to, by their name in the project.
+
+    Returns:
+        The run's id in MLflow.
+
+    Raises:
+        ReperformError: when the database cannot be used.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415  # costs a second
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    hashes = {name: file_hash(path) for name, path in sorted(artifacts.items())}
+    try:
+        with _silent():
+            return _recorded(metrics, parameters, artifacts, hashes)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise ReperformError(
+            "The run could not be recorded in MLflow.",
+            expected="a database that can be written",
+            got=str(error).splitlines()[0],
+            where=_uri(),
+            fix=f"delete {DATABASE} (it is an index: nothing else is lost) and run `dvc repro -s -f evaluate`",
+        ) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No log lines: MLflow tells of a new database, and a notebook's first run would differ from its second."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def run_key(metrics: Mapping[str, Any], parameters: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
+    """One hash of what a run is: equal for equal metrics, parameters and outputs, whenever and wherever it ran."""
+    text = json.dumps([metrics, parameters, hashes], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The hash of a file, or of a folder's files and their names: `md5:…` where dvc.lock has the same, else sha256."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        listed = "\n".join(f"{p.relative_to(path).as_posix()} {_digest(p, 'sha256')}" for p in files)
+        return "sha256:" + hashlib.sha256(listed.encode()).hexdigest()
+    known = _dvc_hashes().get(_relative(path))
+    if known and known == _digest(path, "md5"):
+        return f"md5:{known}"
+    return "sha256:" + _digest(path, "sha256")
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf under its dotted name; lists are leaves."""
+    for key, value in nested.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            yield from flat(value, name)
+        else:
+            yield name, value
+
+
+def _recorded(
+    metrics: Mapping[str, Any], parameters: Mapping[str, Any], artifacts: Mapping[str, Path], hashes: Mapping[str, str]
+) -> str:
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+
+    client = MlflowClient(tracking_uri=_uri(), registry_uri=_uri())
+    found = client.get_experiment_by_name(EXPERIMENT)
+    experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+    key = run_key(metrics, parameters, hashes)
+    earlier = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'")
+    if earlier:
+        return str(earlier[0].info.run_id)
+    tags = {KEY_TAG: key, **_environment(), **{f"data.{name}": value for name, value in hashes.items()}}
+    run = client.create_run(experiment, run_name=f"run-{key[:8]}", tags=tags)
+    parent = str(run.info.run_id)
+    _log(client, parent, parameters, {name: value for name, value in metrics.items() if name == ENSEMBLE})
+    for name, values in metrics.items():
+        nested = {"mlflow.parentRunId": parent, "reperform.detector": name, "reperform.parent_key": key}
+        child = client.create_run(experiment, run_name=name, tags=nested).info.run_id
+        _log(client, child, _parameters_of(name, artifacts), values)
+        client.set_terminated(child)
+    _register(client, parent, key, hashes)
+    client.set_terminated(parent)  # last: a run that was cut short is recorded again
+    return parent
+
+
+def _log(client: Any, run: str, parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    from mlflow.entities import Metric, Param  # noqa: PLC0415
+
+    numbers = {name: value for name, value in flat(metrics) if _is_number(value)}
+    now_ms = int(time.time() * 1000)
+    logged = [Metric(name, float(value), now_ms, 0) for name, value in numbers.items()]
+    params = [Param(name, _short(value)) for name, value in flat(parameters)]
+    client.log_batch(run, metrics=logged[:1000])
+    for start in range(0, len(params), BATCH):
+        client.log_batch(run, params=params[start : start + BATCH])
+
+
+def _register(client: Any, run: str, key: str, hashes: Mapping[str, str]) -> None:
+    if MODEL_FILE not in hashes:
+        return
+    first = not client.search_registered_models(f"name = '{MODEL}'")
+    if first:
+        client.create_registered_model(MODEL, description="The stacked detectors; DVC keeps them, by these hashes.")
+    has_champion = not first and FIRST_ALIAS in client.get_registered_model(MODEL).aliases
+    version = client.create_model_version(
+        MODEL,
+        source=f"dvc:data/ensemble/model.json@{hashes['data/ensemble/model.json']}",
+        run_id=run,
+        tags={KEY_TAG: key},
+    )
+    client.set_registered_model_alias(MODEL, NEXT_ALIAS if has_champion else FIRST_ALIAS, version.version)
+
+
+def _parameters_of(detector: str, artifacts: Mapping[str, Path]) -> Mapping[str, Any]:
+    """Parameters that a detector was fitted with, from its fit.json."""
+    path = artifacts.get(f"data/train/{detector}/fit.json")
+    if path is None:
+        return {}
+    fit = json.loads(path.read_text(encoding="utf-8"))
+    return {**fit.get("parameters", {}), "seed": fit.get("seed"), "parameters_from": fit.get("parameters_from")}
+
+
+def _environment() -> dict[str, str]:
+    root = paths.project_root()
+    tags = {}
+    lock = root / LOCK_FILE
+    if lock.is_file():
+        tags["environment.lock"] = "sha256:" + _digest(lock, "sha256")
+    if (root / "dvc.lock").is_file():
+        tags["dvc.lock"] = "sha256:" + _digest(root / "dvc.lock", "sha256")
+    commit = _commit(root)
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def _commit(root: Path) -> str | None:
+    try:
+        got = subprocess.run(  # fixed words
+            ["git", "rev-parse", "HEAD"],  # noqa: S607  # whichever git the user has
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return got.stdout.strip() if got.returncode == 0 else None
+
+
+def _dvc_hashes() -> dict[str, str]:
+    lock = paths.project_root() / "dvc.lock"
+    if not lock.is_file():
+        return {}
+    stages = OmegaConf.to_container(OmegaConf.load(lock)).get("stages", {})  # type: ignore[union-attr]
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+
+
+def _relative(path: Path) -> str:
+    root = paths.project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+def _uri() -> str:
+    # A server of one's own is used when MLflow's variable names it.
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.project_root() / DATABASE}"
