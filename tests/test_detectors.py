@@ -1,0 +1,350 @@
+"""One contract for all detectors."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.ensemble import IsolationForest
+
+from reperform import detectors, params
+from reperform.detectors import Detector, inputs
+from reperform.detectors.autoencoder import LstmAutoencoderDetector, sequence_rows
+from reperform.detectors.isolation_forest import IsolationForestDetector
+from reperform.detectors.scaling import RobustScaler
+from reperform.errors import ReperformError
+from tests.conftest import ROOT
+
+FEATURES = ("amount", "speed", "hour", "share")
+RULES = {"high": {"when": {"amount": {"at_least": 6}}}, "fast": {"when": {"speed": {"at_least": 6}}, "weight": 2}}
+SMALL: dict[str, dict[str, Any]] = {
+    "rules": {"rules": RULES},
+    "isolation_forest": {"n_estimators": 20, "max_samples": 128},
+    "one_class_svm": {"n_components": 30},
+    "xgboost": {"n_estimators": 20, "max_depth": 2},
+    "lstm_autoencoder": {"length": 4, "hidden_size": 8, "code_size": 2, "epochs": 2},
+}
+OUTLIER = 417
+every = pytest.mark.parametrize("name", list(detectors.DETECTORS))
+
+
+def world(seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """600 rows of 20 accounts, one value in 20 unknown, and one row far outside."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(600, len(FEATURES))).astype(np.float32)
+    x[rng.random(x.shape) < 0.05] = np.nan
+    x[OUTLIER] = [9, 9, 9, 9]
+    y = np.zeros(600, np.int8)
+    y[[50, 150, 250, 350]] = 1  # what labels show is high and fast, as the outlier is
+    x[y == 1] += [8, 8, 0, 0]
+    return x, y, rng.integers(0, 20, 600)
+
+
+def fitted(name: str, seed: int = 1) -> Detector:
+    x, y, groups = world()
+    return detectors.build(name, SMALL[name], features=FEATURES, seed=seed).fit(x, y, groups=groups)
+
+
+def test_every_detector_of_the_configuration_exists() -> None:
+    assert set(SMALL) == set(detectors.DETECTORS)
+    for name in params.load(params.TrainParams, ROOT / "params.yaml").detectors:
+        detectors.build(name, params.model(name, ROOT / "params.yaml"))
+
+
+@every
+def test_scores_are_finite_and_one_for_each_row(name: str) -> None:
+    x, _, groups = world()
+    got = fitted(name).score(x, groups=groups)
+    assert got.shape == (len(x),)
+    assert got.dtype == np.float64
+    assert np.isfinite(got).all()
+
+
+@every
+def test_obvious_outlier_ranks_first(name: str) -> None:
+    x, y, groups = world()
+    got = fitted(name).score(x, groups=groups)
+    normal = y == 0
+    assert got[OUTLIER] == got[normal].max()
+
+
+@every
+def test_same_seed_gives_the_same_scores(name: str) -> None:
+    x, _, groups = world()
+    assert np.array_equal(fitted(name).score(x, groups=groups), fitted(name).score(x, groups=groups))
+
+
+@pytest.mark.parametrize("name", ["isolation_forest", "one_class_svm", "lstm_autoencoder"])
+def test_another_seed_gives_other_scores(name: str) -> None:
+    x, _, groups = world()
+    assert not np.array_equal(fitted(name, 1).score(x, groups=groups), fitted(name, 2).score(x, groups=groups))
+
+
+@every
+def test_a_saved_detector_scores_the_same_and_saves_the_same_bytes(name: str, tmp_path: Path) -> None:
+    x, _, groups = world()
+    one = fitted(name)
+    detectors.save(one, tmp_path / "a")
+    again = detectors.load(tmp_path / "a")
+    assert np.array_equal(one.score(x, groups=groups), again.score(x, groups=groups))
+    assert tuple(again.features) == FEATURES
+    detectors.save(again, tmp_path / "b")
+    detectors.save(fitted(name), tmp_path / "c")
+    for other in ("b", "c"):
+        assert contents(tmp_path / "a") == contents(tmp_path / other)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@every
+def test_a_single_row_and_an_unknown_row_are_scored(name: str) -> None:
+    one = fitted(name)
+    assert one.score(world()[0][:1], groups=np.zeros(1, np.int64)).shape == (1,)
+    assert np.isfinite(one.score(np.full((1, len(FEATURES)), np.nan, np.float32))).all()
+
+
+@every
+def test_a_column_without_any_value_is_no_obstacle(name: str) -> None:
+    x, y, groups = world()
+    x[:, 3] = np.nan
+    got = detectors.build(name, SMALL[name], features=FEATURES, seed=1).fit(x, y, groups=groups)
+    assert np.isfinite(got.score(x, groups=groups)).all()
+
+
+@every
+def test_an_empty_frame_is_refused(name: str) -> None:
+    with pytest.raises(ReperformError, match=r"nothing to learn from[\s\S]*got: 0 rows"):
+        detectors.build(name, SMALL[name], features=FEATURES).fit(np.zeros((0, 4), np.float32))
+    with pytest.raises(ReperformError, match="nothing to learn from"):
+        fitted(name).score(np.zeros((0, 4), np.float32))
+
+
+@every
+def test_infinite_values_are_refused_by_column(name: str) -> None:
+    x, y, _ = world()
+    x[7, 1] = np.inf
+    with pytest.raises(ReperformError, match=r"infinite[\s\S]*got: speed"):
+        detectors.build(name, SMALL[name], features=FEATURES).fit(x, y)
+
+
+@every
+def test_a_wrong_number_of_columns_is_refused(name: str) -> None:
+    with pytest.raises(ReperformError, match=r"expected: 4 columns[\s\S]*got: 3"):
+        fitted(name).score(np.zeros((2, 3), np.float32))
+
+
+@every
+def test_scoring_before_fitting_is_refused(name: str) -> None:
+    with pytest.raises(ReperformError, match="was not fitted"):
+        detectors.build(name, SMALL[name], features=FEATURES).score(world()[0])
+
+
+@every
+def test_a_detector_is_a_scikit_learn_estimator(name: str) -> None:
+    one = detectors.build(name, SMALL[name], features=FEATURES, seed=5)
+    assert clone(one).get_params(deep=False) == one.get_params(deep=False)
+
+
+@every
+def test_a_misspelt_parameter_names_the_nearest(name: str) -> None:
+    known = next(iter(SMALL[name]))
+    with pytest.raises(ReperformError, match=rf"no parameter '{known}x'[\s\S]*did you mean [\w, ]*{known}"):
+        detectors.build(name, {f"{known}x": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("isolation_forest", {"max_features": 1.5}),
+        ("one_class_svm", {"nu": 0}),
+        ("xgboost", {"max_depth": True}),
+        ("lstm_autoencoder", {"length": "16"}),
+    ],
+)
+def test_a_value_outside_its_limits_is_refused(name: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ReperformError, match=r"has a wrong value[\s\S]*a number from"):
+        detectors.build(name, wrong)
+
+
+def test_an_unknown_detector_names_the_nearest() -> None:
+    with pytest.raises(ReperformError, match="did you mean isolation_forest"):
+        detectors.build("isolation_forst", {})
+
+
+def test_loading_from_an_empty_folder_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ReperformError, match="no detector"):
+        detectors.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["isolation_forest", "one_class_svm", "lstm_autoencoder"])
+def test_known_anomalies_are_not_learned_as_normal(name: str) -> None:
+    x, y, groups = world()
+    without = detectors.build(name, SMALL[name], features=FEATURES, seed=1)
+    without.fit(x[y == 0], None, groups=groups[y == 0])
+    assert np.array_equal(fitted(name).score(x, groups=groups), without.score(x, groups=groups))
+
+
+def test_thinning_is_told() -> None:
+    x, y, groups = world()
+    one = detectors.build("one_class_svm", {"max_rows": 100}, features=FEATURES).fit(x, y)
+    two = detectors.build("lstm_autoencoder", SMALL["lstm_autoencoder"] | {"max_sequences": 100}, features=FEATURES)
+    assert one.facts()["notes"] == ["learned from 100 of 596 rows, drawn by seed"]
+    assert two.fit(x, y, groups=groups).facts()["notes"] == ["trained on 100 of 596 sequences, drawn by seed"]
+
+
+class TestRules:
+    def rules(self, rules: dict[str, Any], features: tuple[str, ...] = FEATURES) -> Detector:
+        return detectors.build("rules", {"rules": rules}, features=features).fit(np.zeros((1, len(features))))
+
+    def test_score_counts_weights_and_the_tie_breaker_stays_below_one(self) -> None:
+        got = fitted("rules").score(np.array([[0, 0, 0, 0], [7, 0, 0, 0], [0, 7, 0, 0], [7, 7, 0, 0]], np.float32))
+        assert np.floor(got).tolist() == [0, 1, 2, 3]
+
+    def test_closer_to_a_limit_ranks_higher(self) -> None:
+        got = fitted("rules").score(np.array([[1, 0, 0, 0], [5, 0, 0, 0], [7, 0, 0, 0], [70, 0, 0, 0]], np.float32))
+        assert (np.diff(got) > 0).all()
+
+    def test_an_unknown_value_meets_no_condition(self) -> None:
+        one = self.rules({"low": {"when": {"amount": {"at_most": 5}}}})
+        assert one.fired(np.array([[np.nan, 0, 0, 0], [4, 0, 0, 0]])).tolist() == [[False], [True]]  # type: ignore[attr-defined]
+
+    def test_all_conditions_must_hold(self) -> None:
+        one = self.rules({"both": {"when": {"amount": {"at_least": 5}, "hour": {"at_most": 6}}}})
+        assert one.fired(np.array([[6, 0, 3, 0], [6, 0, 9, 0], [4, 0, 3, 0]])).ravel().tolist() == [True, False, False]  # type: ignore[attr-defined]
+
+    def test_a_rule_without_its_column_is_reported_and_the_others_work(self) -> None:
+        one = self.rules(RULES, features=("amount",))
+        assert one.facts()["not_evaluable"] == {"fast": ["speed"]}
+        assert one.facts()["notes"] == ["rule fast cannot be evaluated: no column speed"]
+        assert np.floor(one.score(np.array([[7.0]]))).tolist() == [1]
+
+    def test_flags_are_read_though_no_model_reads_them(self) -> None:
+        kind = detectors.kind_of("rules")
+        assert kind.columns({"rules": RULES}, ["amount"], ["amount", "speed", "hour"]) == ["amount", "speed"]
+
+    @pytest.mark.parametrize(
+        ("rule", "told"),
+        [
+            ({"wen": {"amount": {"at_least": 1}}}, "did you mean when"),
+            ({"when": {}}, "no condition"),
+            ({"when": {"amount": {"at_least": 1}}, "weight": 0.5}, "weighs too little"),
+            ({"when": {"amount": {"atleast": 1}}}, "did you mean at_least"),
+        ],
+    )
+    def test_a_rule_that_nobody_can_read_is_refused(self, rule: dict[str, Any], told: str) -> None:
+        with pytest.raises(ReperformError, match=told):
+            self.rules({"one": rule})
+
+    @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4), st.floats(0, 1e6, width=32))
+    @settings(max_examples=40, deadline=None)
+    def test_more_of_anything_never_lowers_the_score(self, row: list[float], more: float) -> None:
+        one = self.rules(RULES)
+        low, high = one.score(np.array([row, [row[0] + more, *row[1:]]], np.float32))
+        assert high >= low
+
+
+class TestIsolationForest:
+    def test_scores_are_those_of_scikit_learn(self) -> None:
+        x, y, _ = world()
+        one = fitted("isolation_forest")
+        assert isinstance(one, IsolationForestDetector)
+        scaled = RobustScaler().fit(x[y == 0]).transform(x)
+        peer = IsolationForest(n_estimators=20, max_samples=128, random_state=1).fit(scaled[y == 0])
+        np.testing.assert_allclose(one.score(x), -peer.score_samples(scaled), rtol=1e-10)
+
+
+class TestBoosting:
+    def test_score_is_the_log_odds_at_the_true_prevalence(self) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 2, (4000, 1)).astype(np.float32)
+        y = (rng.random(4000) < np.where(x[:, 0] == 1, 0.3, 0.05)).astype(np.int8)
+        one = detectors.build("xgboost", {"n_estimators": 300, "reg_lambda": 0}, features=("a",)).fit(x, y)
+        got = 1 / (1 + np.exp(-one.score(np.array([[0.0], [1.0]], np.float32))))
+        np.testing.assert_allclose(got, [y[x[:, 0] == 0].mean(), y[x[:, 0] == 1].mean()], atol=0.005)
+
+    def test_a_weight_stands_for_so_many_rows(self) -> None:
+        x, y, _ = world()
+        weight = np.where(np.arange(len(x)) % 3 == 0, 2.0, 1.0)
+        twice = np.repeat(np.arange(len(x)), weight.astype(int))
+        settings_ = {"n_estimators": 5, "tree_method": "exact"}
+        got = detectors.build("xgboost", settings_, features=FEATURES).fit(x, y, weight=weight)
+        expected = detectors.build("xgboost", settings_, features=FEATURES).fit(x[twice], y[twice])
+        np.testing.assert_allclose(got.score(x), expected.score(x), rtol=1e-5)
+
+    def test_labels_of_one_kind_give_one_score_and_say_so(self) -> None:
+        x, y, _ = world()
+        one = detectors.build("xgboost", SMALL["xgboost"], features=FEATURES).fit(x, np.zeros_like(y))
+        assert set(one.score(x).tolist()) == {0.0}
+        assert "one kind only" in one.facts()["notes"][0]
+
+
+class TestSequences:
+    def test_rows_of_a_sequence_are_the_newest_of_the_account(self) -> None:
+        got = sequence_rows(np.array([7, 3, 7, 7, 3]), 3)
+        assert got.tolist() == [[-1, -1, 0], [-1, -1, 1], [-1, 0, 2], [0, 2, 3], [-1, 1, 4]]
+
+    @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 6))
+    @settings(max_examples=50, deadline=None)
+    def test_no_sequence_reaches_into_the_future_or_another_account(self, accounts: list[int], length: int) -> None:
+        groups = np.array(accounts)
+        for row, steps in enumerate(sequence_rows(groups, length)):
+            real = steps[steps >= 0]
+            expected = [i for i in range(row + 1) if groups[i] == groups[row]][-length:]
+            assert real.tolist() == expected
+
+    def test_contributions_sum_to_the_score(self) -> None:
+        x, _, groups = world()
+        one = fitted("lstm_autoencoder")
+        assert isinstance(one, LstmAutoencoderDetector)
+        parts = one.contributions(x, groups=groups)
+        assert parts.shape == x.shape
+        np.testing.assert_allclose(parts.sum(axis=1), one.score(x, groups=groups))
+        assert (parts[np.isnan(x)] == 0).all()
+
+    def test_only_the_context_of_a_row_decides_its_score(self) -> None:
+        x, _, groups = world()
+        one = fitted("lstm_autoencoder")
+        row = 599
+        own = np.flatnonzero(groups == groups[row])[-(one.context_rows + 1) :]
+        alone = one.score(x[own], groups=groups[own])[-1]
+        np.testing.assert_allclose(alone, one.score(x, groups=groups)[row], rtol=1e-4)
+
+
+class TestInputs:
+    DICTIONARY = (
+        {"name": "a", "is_model_input": True, "null_share": 0.1},
+        {"name": "n", "is_model_input": False, "null_share": 0.0},
+        {"name": "b", "is_model_input": True, "null_share": 1.0},
+        {"name": "c", "is_model_input": True, "null_share": None},
+    )
+
+    def test_columns_without_a_value_and_aids_are_left_out(self) -> None:
+        assert inputs.model_inputs(self.DICTIONARY) == ["a", "c"]
+        assert inputs.model_inputs(self.DICTIONARY, ["a"], aids=True) == ["n", "c"]
+
+    def test_an_unknown_exclusion_names_the_nearest(self) -> None:
+        dictionary = [{"name": "velocity_1h", "is_model_input": True}]
+        with pytest.raises(ReperformError, match="did you mean velocity_1h"):
+            inputs.model_inputs(dictionary, ["velocity_1"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_scaling_keeps_order_and_forgets_the_unit(scale: float) -> None:
+    x = np.array([[1.0], [2.0], [3.0], [1000.0], [np.nan]]) * scale
+    got = RobustScaler().fit(x).transform(x).ravel()
+    assert (np.diff(got[:4]) > 0).all()
+    assert got[4] == 0
+    np.testing.assert_allclose(got, RobustScaler().fit(x / scale).transform(x / scale).ravel(), rtol=1e-5)
+
+
+def test_importing_detectors_does_not_import_the_heavy_libraries() -> None:
+    code = "import sys, reperform.detectors; print([m for m in ('torch', 'xgboost', 'optuna') if m in sys.modules])"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert got.stdout.strip() == "[]"
