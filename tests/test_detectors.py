@@ -344,6 +344,23 @@ def test_scaling_keeps_order_and_forgets_the_unit(scale: float) -> None:
     np.testing.assert_allclose(got, RobustScaler().fit(x / scale).transform(x / scale).ravel(), rtol=1e-5)
 
 
+def test_the_detector_of_the_how_to_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "how-to" / "add-a-detector.md").read_text()
+    module: dict[str, Any] = {"__name__": "farthest_value"}
+    exec(text.split("```python\n")[1].split("```")[0], module)
+    monkeypatch.setitem(detectors.DETECTORS, "farthest_value", module["FarthestValueDetector"])
+    monkeypatch.setitem(SMALL, "farthest_value", {"largest": 2})
+    for test in (
+        test_scores_are_finite_and_one_for_each_row,
+        test_obvious_outlier_ranks_first,
+        test_same_seed_gives_the_same_scores,
+        test_an_empty_frame_is_refused,
+        test_a_misspelt_parameter_names_the_nearest,
+    ):
+        test("farthest_value")
+    test_a_saved_detector_scores_the_same_and_saves_the_same_bytes("farthest_value", tmp_path)
+
+
 def test_importing_detectors_does_not_import_the_heavy_libraries() -> None:
     code = "import sys, reperform.detectors; print([m for m in ('torch', 'xgboost', 'optuna') if m in sys.modules])"
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
