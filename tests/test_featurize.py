@@ -71,6 +71,21 @@ def test_velocity_counts_different_counterparties() -> None:
     assert [round(v * 24) for v in got] == [0, 1, 1, 2, 2]
 
 
+def test_rare_channels_cost_bits() -> None:
+    learned = [{"hours": k, "channel": "card"} for k in range(7)]
+    rows = transactions(*learned, {"hours": 500, "channel": "card"}, {"hours": 501, "channel": "wire"})
+    got = column(features(rows, "velocity"), "velocity_channel_rarity")
+    # 7 rows of one channel, one added to it and one for all unseen channels.
+    assert got[-2:] == [pytest.approx(-math.log2(8 / 9)), pytest.approx(-math.log2(1 / 9))]
+
+
+def test_rows_of_the_same_channel_are_counted() -> None:
+    rows = transactions(*({"hours": k / 10, "channel": c} for k, c in enumerate(["card", "wire", "card", "card"])))
+    got = features(rows, "velocity")
+    assert column(got, "velocity_channel_n_1h") == [0, 0, 1, 2]
+    assert column(got, "velocity_channel_share_180d") == [1 / 2, 1 / 3, 2 / 4, 3 / 5]
+
+
 # 2 amount deviation
 
 
@@ -171,6 +186,23 @@ def test_an_unknown_timezone_is_named() -> None:
         features(transactions({"hours": 0}), "time_pattern", of=of)
 
 
+def test_mean_surprisal_takes_earlier_rows_as_they_were_scored() -> None:
+    parties = ["x", "y", "x", None]
+    rows = transactions(
+        *({"hours": 1000 + 10 * k, "counterparty_id": c} for k, c in enumerate(parties)),
+        {"hours": 1000, "account_id": "b"},
+    )
+    got = features(rows, "time_pattern", fitted={"time_pattern": {"rows_per_hour": {}, "all": [1] * 168}})
+    own = got.filter(pl.col("account_id") == "a")
+    s = column(own, "time_surprisal_180d")
+    assert column(own, "time_surprisal_mean_24h") == pytest.approx(
+        [s[0], (s[0] + s[1]) / 2, sum(s[:3]) / 3, sum(s[1:]) / 3], abs=1e-6
+    )
+    assert column(own, "time_surprisal_pair_30d") == [
+        pytest.approx(v, abs=1e-6) if v is not None else None for v in (s[0], s[1], (s[0] + s[2]) / 2, None)
+    ]
+
+
 # 4 frequency
 
 
@@ -248,6 +280,18 @@ def test_the_last_move_is_measured_in_earlier_deviations() -> None:
 def test_drain_is_the_share_of_what_was_there() -> None:
     rows = balances([25.0, 0.0, -10.0], amount=75.0)
     assert column(features(rows, "balance"), "balance_drain") == [0.75, 1.0, 75 / 65]
+
+
+def test_drain_over_a_day_adds_what_was_paid_out_before() -> None:
+    rows = transactions(
+        {"hours": 0, "amount": 20, "balance_after": 80.0},
+        {"hours": 5, "amount": 50, "balance_after": 30.0},
+        {"hours": 6, "amount": 10, "balance_after": 40.0, "direction": "in"},
+        {"hours": 40, "amount": 40, "balance_after": 0.0},
+    )
+    got = features(rows, "balance")
+    assert column(got, "balance_drain_24h") == [0.2, 0.7, 70 / 110, 1]
+    assert column(got, "balance_drain_7d")[-1] == 1
 
 
 def test_without_balances_the_dictionary_says_why() -> None:
@@ -566,6 +610,16 @@ def test_history_of_the_pair_and_of_the_counterparty() -> None:
     assert column(got, "counterparty_accounts_30d") == [0, 1, 2, 2]
     assert column(got, "counterparty_n_24h") == [0, 1, 1, 1]
     assert column(got, "counterparty_amount_to_mean_30d")[3] == 3
+
+
+def test_first_payments_to_new_counterparties_add_up() -> None:
+    parties = ["x", "x", "y", None, "z"]
+    rows = transactions(*({"hours": 10.0 * k, "counterparty_id": c, "amount": 2**k} for k, c in enumerate(parties)))
+    got = features(rows, "network")
+    assert column(got, "network_new_n_24h") == [1, 1, 2, 1, 2]
+    assert column(got, "network_new_amount_24h") == [1, 1, 5, 4, 20]
+    assert column(got, "network_pair_n_24h") == [0, 1, 0, None, 0]
+    assert column(got, "network_pair_amount_30d")[1] == pytest.approx((math.log(2) + math.log(3)) / 2, abs=1e-6)
 
 
 def test_a_circle_is_seen_when_it_closes() -> None:

@@ -15,6 +15,7 @@ from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import length_us, ratio, where_enough
 
 MAD_TO_SD = 1.4826  # of a normal distribution
+LARGEST_Z = 20.0  # in means, so that one amount does not hide all others
 FLOOR = 0.05  # keeps the score finite for accounts that always move the same amount
 
 
@@ -27,6 +28,7 @@ class Settings:
         least_n: fewer records give no score.
         backoff_weight: weight of the group's median, in records.
         flag_above: robust standard deviations from which an amount is flagged.
+        score_windows: lengths over which scores are averaged.
         mean_windows: windows whose mean amount the row's amount is divided by.
     """
 
@@ -34,6 +36,7 @@ class Settings:
     least_n: int = 5
     backoff_weight: float = 10.0
     flag_above: float = 3.5
+    score_windows: list[str] = field(default_factory=lambda: ["24h", "7d"])
     mean_windows: list[str] = field(default_factory=lambda: ["24h", "7d", "30d"])
 
 
@@ -80,6 +83,16 @@ def columns(settings: Settings) -> tuple[Column, ...]:
         Column(f"amount_to_max_{w}", "amount / largest past amount", "x", w, null_rule=rule),
         Column(f"amount_rank_{w}", "(past amounts below + half of the equal ones) / n", "share", w, null_rule=rule),
         *means,
+        *(
+            Column(
+                f"amount_deviation_mean_{window}",
+                "mean z of the account's rows, as scored then (at most 20 either way), the row included",
+                "robust SD",
+                window,
+                null_rule="no row with a score in the window",
+            )
+            for window in settings.score_windows
+        ),
     )
 
 
@@ -129,6 +142,9 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     for window in settings.mean_windows:
         count, cents = history.sums(history.tape(length_us(window)), ones, ledger.cents)
         out[f"amount_to_mean_{window}"] = ratio(ledger.amount * count, cents / 100)
+    for window in settings.score_windows:
+        clipped = np.clip(z, -LARGEST_Z, LARGEST_Z)
+        out[f"amount_deviation_mean_{window}"] = ledger.by_account.mean_scores(window, clipped)
     return out
 
 

@@ -1,6 +1,7 @@
 """KPI 5: how much an account's balance moves, from end-of-day balances that were known by then."""
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from reperform.featurize.kernels import F64, daily_balances
-from reperform.featurize.ledger import Ledger
+from reperform.featurize.ledger import Ledger, hundredths
 from reperform.featurize.registry import Column, Kpi, Values
-from reperform.featurize.windows import DAY_US, ratio
+from reperform.featurize.windows import DAY_US, length_us, ratio
 
+MOST_DRAIN = 10.0  # an overdraft that is nearly used up would give any number
 LONGEST_DAYS = 180  # of the exponential mean: older days weigh less than 0.94**180 = 0.00001
 
 
@@ -24,12 +26,14 @@ class Settings:
         short_days: window of the recent volatility in the ratio.
         long_days: window of the usual volatility in the ratio.
         decay: weight of yesterday's variance.
+        drain_windows: lengths over which payments out are held against the balance.
     """
 
     days: int = 30
     short_days: int = 7
     long_days: int = 90
     decay: float = 0.94
+    drain_windows: list[str] = field(default_factory=lambda: ["24h", "7d"])
 
 
 def columns(settings: Settings) -> tuple[Column, ...]:
@@ -76,6 +80,16 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             "share",
             null_rule="money in, no balance reported, or none left before the row",
         ),
+        *(
+            Column(
+                f"balance_drain_{w}",
+                "amounts paid out, the row included / (balance after the row + these amounts); at most 10",
+                "share",
+                w,
+                null_rule="the row reports no balance, or an overdraft beyond what was paid out",
+            )
+            for w in settings.drain_windows
+        ),
     )
 
 
@@ -103,7 +117,7 @@ def _last_of_each(slot: Any) -> Any:
 
 def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
     """Values per slot of the grid, as known at the start of its day."""
-    days, names = ledger.days, [c.name for c in columns(settings) if c.name != "balance_drain"]
+    days, names = ledger.days, [c.name for c in columns(settings) if not c.name.startswith("balance_drain")]
     balance = ledger.transactions["balance_after"].to_numpy()
     if fitted["floor"] is None or np.isnan(balance).all():
         return {name: np.full(len(days), 0.0 if "_n_" in name else np.nan) for name in names}
@@ -131,11 +145,23 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     """Daily values of the row's day, and the row's own share of the balance."""
     slots = ledger.days.slot_of_row
     out = {name: values[slots] for name, values in daily(ledger, fitted, settings).items()}
+    return out | _drain(ledger, settings)
+
+
+def _drain(ledger: Ledger, settings: Settings) -> Values:
+    """Share of the balance that was paid out, in the account's own currency."""
     amount, after = ledger.transactions["amount"].to_numpy(), ledger.transactions["balance_after"].to_numpy()
-    before = after + amount
-    share = np.minimum(ratio(amount, np.where(before > 0, before, np.nan)), 10.0)
-    out["balance_drain"] = np.where(ledger.incoming, np.nan, share)
+    paid = np.where(ledger.incoming, 0, hundredths(amount))
+    out: Values = {"balance_drain": np.where(ledger.incoming, np.nan, _share_of(amount, after + amount))}
+    for window in settings.drain_windows:
+        (past,) = ledger.by_account.sums(ledger.by_account.tape(length_us(window)), paid)
+        total = (past + paid) / 100
+        out[f"balance_drain_{window}"] = _share_of(total, after + total)
     return out
+
+
+def _share_of(part: F64, whole: F64) -> F64:
+    return np.minimum(ratio(part, np.where(whole > 0, whole, np.nan)), MOST_DRAIN)
 
 
 KPI = Kpi(

@@ -49,6 +49,7 @@ class Settings:
         flag_above_km: and farther than errors of position.
         window: history of countries and places.
         prior_weight: weight of the segment's countries, in records.
+        score_windows: lengths over which surprisals are averaged.
         least_n: fewer located records give no centre.
         position_error_km: added to the radius of gyration.
         high_risk: countries on lists, each with the days on which the list was in force.
@@ -60,6 +61,7 @@ class Settings:
     flag_above_km: float = 100.0
     window: str = "180d"
     prior_weight: float = 2.0
+    score_windows: list[str] = field(default_factory=lambda: ["24h", "7d"])
     least_n: int = 3
     position_error_km: float = 5.0
     high_risk: list[HighRisk] = field(default_factory=list)
@@ -84,6 +86,16 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             null_rule=unplaced,
         ),
         Column(f"geo_country_surprisal_{w}", "-log2 p(country)", "bits", w, null_rule=no_country),
+        *(
+            Column(
+                f"geo_country_surprisal_mean_{window}",
+                "mean surprisal of the account's rows, as scored then, the row included",
+                "bits",
+                window,
+                null_rule="no row with a country in the window",
+            )
+            for window in settings.score_windows
+        ),
         Column(
             f"geo_country_n_{w}",
             "known records with a country",
@@ -177,8 +189,11 @@ def _country(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Valu
     p = (here + settings.prior_weight * _prior(ledger.segment, names, fitted)) / (n + settings.prior_weight)
     missing = country < 0
     abroad = (names != ledger.home_country).cast(pl.Float64).to_numpy()
+    surprisal = np.where(missing, np.nan, -np.log2(p))
+    means = {f"geo_country_surprisal_mean_{x}": history.mean_scores(x, surprisal) for x in settings.score_windows}
     return {
-        f"geo_country_surprisal_{w}": np.where(missing, np.nan, -np.log2(p)),
+        f"geo_country_surprisal_{w}": surprisal,
+        **means,
         f"geo_country_n_{w}": n.astype(float),
         "geo_is_abroad": abroad,
         "geo_is_high_risk": np.where(missing, np.nan, _high_risk(ledger, settings)),

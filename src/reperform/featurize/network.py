@@ -22,12 +22,14 @@ class Settings:
         window: age up to which a payment is an edge of the graph.
         pass_through_window: time within which money that came in counts as passed on.
         counterparty_windows: lengths over which the counterparty's payments are counted.
+        pair_windows: shorter lengths over which payments of a pair are counted.
         new_windows: lengths over which first payments to new counterparties are counted.
     """
 
     window: str = "30d"
     pass_through_window: str = "72h"  # noqa: S105  # a length of time, no password
-    counterparty_windows: list[str] = field(default_factory=lambda: ["24h", "7d", "30d"])
+    counterparty_windows: list[str] = field(default_factory=lambda: ["1h", "24h", "7d", "30d"])
+    pair_windows: list[str] = field(default_factory=lambda: ["1h", "24h"])
     new_windows: list[str] = field(default_factory=lambda: ["24h", "7d"])
 
 
@@ -76,13 +78,39 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             null_rule="no known payment into the account in the window",
         ),
         *(
-            Column(
-                f"network_new_n_{n}",
-                "counterparties that the account first dealt with in the window, the row included",
-                "counterparties",
-                n,
-            )
+            column
             for n in settings.new_windows
+            for column in (
+                Column(
+                    f"network_new_n_{n}",
+                    "counterparties that the account first dealt with in the window, the row included",
+                    "counterparties",
+                    n,
+                ),
+                Column(
+                    f"network_new_amount_{n}",
+                    "amount of first payments with a counterparty in the row's direction, the row included",
+                    "base currency",
+                    n,
+                ),
+            )
+        ),
+        *(
+            Column(
+                f"network_pair_n_{n}",
+                "payments of the account with the counterparty",
+                "payments",
+                n,
+                null_rule=no_party,
+            )
+            for n in settings.pair_windows
+        ),
+        Column(
+            f"network_pair_amount_{w}",
+            "mean ln(1 + amount) of the account's payments with the counterparty, the row included",
+            "natural log",
+            w,
+            null_rule=no_party,
         ),
         Column(
             "network_is_first_time",
@@ -163,12 +191,19 @@ def _pair(ledger: Ledger, settings: Settings) -> Values:
     out: Values = {
         "network_is_first_time": np.where(named, latest < 0, np.nan),
         f"network_pair_n_{window}": np.where(named, n, np.nan),
+        f"network_pair_amount_{window}": history.mean_scores(window, np.log1p(ledger.amount)),
         "network_days_since_pair": np.where(named & (latest >= 0), days, np.nan),
     }
+    for length in settings.pair_windows:
+        (n,) = history.sums(history.tape(length_us(length)), np.ones(rows, np.int64))
+        out[f"network_pair_n_{length}"] = np.where(named, n, np.nan)
     new = np.where(latest < 0, ledger.pair, -1)
+    own = np.where(named & (latest < 0), ledger.cents, 0)
     for length in settings.new_windows:
         events = ledger.by_account.tape(length_us(length))
         out[f"network_new_n_{length}"] = distinct_with_own(events, new, history.keys, rows).astype(float)
+        (before,) = ledger.by_account_direction.sums(ledger.by_account_direction.tape(length_us(length)), own)
+        out[f"network_new_amount_{length}"] = (before + own) / 100
     return out
 
 

@@ -1,6 +1,7 @@
 """KPI 3: how unusual the hour of the week is for the account, by its own clock; nights, weekends, holidays, paydays."""
 
 from collections.abc import Mapping
+from dataclasses import field
 from datetime import date, timedelta
 from typing import Any
 
@@ -28,11 +29,15 @@ class Settings:
         window: history from which the account's own hours are learned.
         prior_weight: weight of the segment's hours, in records.
         default_timezone: for accounts whose timezone the source does not give.
+        score_windows: lengths over which surprisals are averaged.
+        pair_window: length over which they are averaged for one counterparty.
     """
 
     window: str = "180d"
     prior_weight: float = 24.0
     default_timezone: str = "UTC"
+    score_windows: list[str] = field(default_factory=lambda: ["24h", "7d"])
+    pair_window: str = "30d"
 
 
 def columns(settings: Settings) -> tuple[Column, ...]:
@@ -52,6 +57,23 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             "transactions",
             w,
             is_model_input=False,
+        ),
+        *(
+            Column(
+                f"time_surprisal_mean_{window}",
+                "mean surprisal of the account's rows, as scored then, the row included",
+                "bits",
+                window,
+                null_rule="no row to learn the segment's hours from",
+            )
+            for window in settings.score_windows
+        ),
+        Column(
+            f"time_surprisal_pair_{settings.pair_window}",
+            "the same over the account's rows with the counterparty",
+            "bits",
+            settings.pair_window,
+            null_rule="the row names no counterparty, or nothing was learned",
         ),
         Column("time_hour_local", "hour of the day by the account's clock, with minutes", "hours"),
         Column("time_is_night", f"1 from 00:00 to 0{NIGHT_ENDS_HOUR}:00 by the account's clock", "0 or 1"),
@@ -90,8 +112,15 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     p = (here + settings.prior_weight * prior) / (n + settings.prior_weight)
     days, day = np.unique(ledger.local_day, return_inverse=True)
     local = ledger.local
+    surprisal = -np.log2(p)
+    means = {
+        f"time_surprisal_mean_{length}": history.mean_scores(length, surprisal) for length in settings.score_windows
+    }
+    pair = settings.pair_window
     return {
-        f"time_surprisal_{w}": -np.log2(p),
+        f"time_surprisal_{w}": surprisal,
+        **means,
+        f"time_surprisal_pair_{pair}": ledger.by_pair.mean_scores(pair, surprisal),
         f"time_surprisal_n_{w}": n.astype(float),
         "time_hour_local": (local.dt.hour().cast(pl.Float64) + local.dt.minute().cast(pl.Float64) / 60).to_numpy(),
         "time_is_night": (local.dt.hour() < NIGHT_ENDS_HOUR).to_numpy().astype(float),

@@ -1,10 +1,12 @@
 """KPI 1: how fast an account moves money, in transactions, amounts and counterparties per hour."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
 import numpy as np
+import polars as pl
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
@@ -64,6 +66,12 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             for w in settings.channel_windows
         ),
         Column(f"velocity_channel_share_{c}", "(those of the channel + 1) / (all of them + 2)", "share", c),
+        Column(
+            "velocity_channel_rarity",
+            "-log2 of the channel's share of the segment's training rows",
+            "bits",
+            null_rule="no row to learn the segment's channels from",
+        ),
     )
     return (*per_window, *parties, gain, *channel)
 
@@ -77,7 +85,31 @@ def account_age_us(ledger: Ledger) -> I64:
     return np.where(ledger.opened == UNKNOWN_TIME_US, since_first, np.maximum(since_opening, 0))
 
 
-def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
+def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
+    """Rows per channel for each segment, over the rows that may be learned from."""
+    rows = pl.DataFrame({"segment": ledger.segment, "channel": ledger.transactions["channel"].fill_null("")})
+    counts = rows.filter(ledger.known_before(end_us)).sort("segment", "channel")
+    out: dict[str, dict[str, int]] = {}
+    for segment, channel, n in counts.group_by("segment", "channel", maintain_order=True).len().iter_rows():
+        out.setdefault(segment, {})[channel] = n
+    return {"rows_per_channel": out}
+
+
+def _rarity(ledger: Ledger, fitted: dict[str, Any]) -> F64:
+    """-log2 p(channel | segment), one row added to each channel and to all unseen ones; NaN for an unseen segment."""
+    rows = pl.DataFrame({"segment": ledger.segment, "channel": ledger.transactions["channel"].fill_null("")})
+    kinds = rows.unique(maintain_order=True)
+    bits = []
+    for segment, channel in kinds.iter_rows():
+        counts = fitted["rows_per_channel"].get(segment)
+        total = sum(counts.values()) + len(counts) + 1 if counts else 0
+        bits.append(-math.log2((counts.get(channel, 0) + 1) / total) if counts else None)
+    table = kinds.with_columns(pl.Series("bits", bits, dtype=pl.Float64))
+    joined = rows.join(table, on=["segment", "channel"], how="left", maintain_order="left")
+    return joined["bits"].to_numpy()
+
+
+def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """Velocities over windows of the account's past."""
     history, out = ledger.by_account, Values()
     age_hours = np.maximum(account_age_us(ledger) / HOUR_US, settings.least_age_hours)
@@ -96,7 +128,7 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: 
     short, long = settings.windows[0], settings.windows[-1]
     least = HOUR_US / length_us(long)
     out["velocity_acceleration"] = np.log((out[f"velocity_{short}"] + least) / (out[f"velocity_{long}"] + least))
-    return out | _channel(ledger, settings)
+    return out | _channel(ledger, settings) | {"velocity_channel_rarity": _rarity(ledger, fitted)}
 
 
 def _channel(ledger: Ledger, settings: Settings) -> Values:
@@ -122,7 +154,7 @@ KPI = Kpi(
     family="velocity",
     formula="V_W(t) = |{j: same account, t - W <= t_j < t, known by t}| / min(W, age of the account)",
     unit="transactions per hour",
-    inputs=("account_id", "booked_at", "known_at", "amount_base", "counterparty_id", "opened_at"),
+    inputs=("account_id", "booked_at", "known_at", "amount_base", "counterparty_id", "channel", "segment", "opened_at"),
     key="account",
     null_rule="never: no record in the window is a velocity of zero",
     source="Whitrow et al. (2009), doi:10.1007/s10618-008-0116-z; Bahnsen et al. (2016), "
@@ -130,4 +162,5 @@ KPI = Kpi(
     settings=Settings,
     columns=columns,
     compute=compute,
+    fit=fit,
 )

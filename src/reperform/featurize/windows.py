@@ -13,6 +13,7 @@ from reperform.featurize.kernels import F64, I64, Mask
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
+MILLION = 1_000_000
 FOREVER_US = 1 << 61  # longer than any history, and safe to add to any time
 _UNITS_US = {"h": HOUR_US, "d": DAY_US}
 Tape: TypeAlias = I64
@@ -114,6 +115,17 @@ class History:
         """Exact sums of integer columns over what each row sees."""
         stacked = np.ascontiguousarray(np.stack([v.astype(np.int64) for v in values], axis=1))
         return tuple(kernels.sums(events, stacked, len(self)).T)
+
+    def mean_scores(self, window: str, scores: F64) -> F64:
+        """Mean of earlier rows' scores, as scored then, and of the row's own; unknown scores are left out.
+
+        Scores are rounded to millionths, so that their sums are exact and do not depend on an order.
+        """
+        known = ~np.isnan(scores)
+        millionths = np.where(known, np.rint(np.nan_to_num(scores) * MILLION), 0).astype(np.int64)
+        total, n = self.sums(self.tape(length_us(window)), millionths, known)
+        mean = ratio((total + millionths) / MILLION, n + known)
+        return np.where(self.codes < 0, np.nan, mean)
 
     def distinct(self, events: Tape, items: I64, n_items: int) -> I64:
         """Different items that each row sees; `items` are codes that no two keys share, -1 is not counted."""
