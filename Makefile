@@ -5,6 +5,9 @@ EXPERIMENT ?=
 SET ?=
 PORT ?= 8000
 READY = $(VENV)/.ready
+# What `make experiments` leaves out (all metrics and file hashes), and which metrics it keeps.
+DETAILS = ^(ensemble|rules|xgboost|isolation_forest|one_class_svm|lstm_autoencoder|filings)\..*|.*/.*
+HEADLINES = ensemble\.(average_precision|alert_reduction_at_rules_recall|card_precision_at_100|recall_at_alert_share_0\.005)\.estimate
 # The pipeline's commands say `python`: put the environment's own first.
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONHASHSEED=0
 PY = $(RUN) python
@@ -41,8 +44,8 @@ lint: $(READY) ## check style, types and notebooks
 	$(RUN) mypy
 	$(RUN) nbstripout --verify --keep-id notebooks/*.ipynb
 
-experiments: $(READY) ## compare experiments: estimates and changed parameters only
-	@$(RUN) dvc exp show --no-pager --only-changed --drop '\.(low|high|n)$$|src/|data/|notebooks/|tools/|reports/'
+experiments: $(READY) ## compare experiments: headline metrics and changed parameters
+	@$(RUN) dvc exp show --md --only-changed --drop '$(DETAILS)' --keep '$(HEADLINES)'
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(RUN) jupyter lab notebooks

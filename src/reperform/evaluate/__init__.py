@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from reperform import metrics, params, schemas, tables
+from reperform import metrics, params, paths, schemas, tables, tracking
 from reperform.evaluate import breakdowns
 from reperform.evaluate.detection import ENSEMBLE, filing_detection, measured, period_of, scored_rows
 from reperform.evaluate.truth import knowledge_end, known_compromised, label_truth, planted_truth
@@ -85,7 +85,7 @@ def _reason(counts: Mapping[str, int]) -> str | None:
 
 
 def run(settings: EvaluateParams) -> dict[str, Any]:
-    """Write `data/evaluate/{metrics.json,curves.parquet,alerts.parquet,outcomes.parquet,tables.json}`.
+    """Write `data/evaluate/{metrics.json,curves.parquet,alerts.parquet,outcomes.parquet,tables.json}`; record the run.
 
     Returns:
         metrics, tables, and the frames curves, alerts, outcomes: what the notebook shows.
@@ -129,4 +129,5 @@ def run(settings: EvaluateParams) -> dict[str, Any]:
     tables.write_json(report, "evaluate", "tables")
     for name, frame in frames.items():
         tables.write_table(frame, "evaluate", name)
+    tracking.record(document, params.raw(paths.params_file()), tracking.outputs(training.detectors))
     return {"metrics": document, "tables": report, **frames}
