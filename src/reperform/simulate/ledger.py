@@ -64,7 +64,7 @@ def payments(
 def _series(column: Any) -> pl.Series:
     if column.dtype.kind == "U":
         return pl.Series(column.tolist(), dtype=pl.String)
-    return pl.Series(np.ascontiguousarray(column), dtype=pl.Int64)
+    return pl.Series(np.rint(column).astype(np.int64))
 
 
 def together(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:

@@ -22,14 +22,15 @@ from reperform.simulate.draws import (
     whole_between,
 )
 from reperform.simulate.ledger import History, payments, to_base, together
-from reperform.simulate.people import own_branch
+from reperform.simulate.people import own_branch, settlement_s
 from reperform.simulate.spending import in_city
 from reperform.simulate.world import World
 
 REFERENCE_ROWS = 300_000
 FEWEST_EVENTS = 3
 FIRST_DAY = 6
-RING_SIZE = 36
+RING_SIZE = 30
+WEAK_SHOPS = 10
 SAFE_SHARE = 0.9
 Settings = dict[str, Any]
 
@@ -72,7 +73,7 @@ class Scene:
         """People elsewhere: some belong to a ring that turns up in several events, the others are anybody."""
         ring = self.world.rng("ring").choice(self.world.parties.of_kind("person"), RING_SIZE, replace=False)
         anybody = self.world.outsiders(self.rng, "person", size)
-        known = self.rng.random(size) < self.settings.get("ring_share", 0.3)
+        known = self.rng.random(size) < self.settings.get("ring_share", 0.4)
         return np.where(known, self.rng.choice(ring, size), anybody)
 
     def others(self, size: int, pool: Bools) -> Ints:
@@ -84,8 +85,11 @@ class Scene:
         """What the actor can spend at a time, in cents; never less than a token sum."""
         return max(int(self.history.balance_units(self.actor, at_s) * SAFE_SHARE * CENTS), 5_000)
 
-    def pay(self, payer: Any, payee: Any, at_s: Any, cents: Any, channel: Any, settle_s: Any = 4) -> pl.DataFrame:
-        """Payments of this event."""
+    def pay(self, payer: Any, payee: Any, at_s: Any, cents: Any, channel: Any) -> pl.DataFrame:
+        """Payments of this event; those between two accounts settle as any other payment of their channel does."""
+        payer, payee, at_s, cents, channel = np.broadcast_arrays(*map(np.atleast_1d, (payer, payee, at_s, cents, channel)))
+        between_accounts = (payer < self.world.accounts.number) & (payee < self.world.accounts.number)
+        settle_s = np.where(between_accounts, settlement_s(self.rng, channel, payer.size), 1)
         return payments(
             payer=payer, payee=payee, at_s=at_s, cents=cents, channel=channel, settle_s=settle_s, event=self.name
         )
@@ -111,7 +115,7 @@ def structuring(scene: Scene) -> pl.DataFrame:
         return paid_in
     later_s = at_s[-1] + rng.integers(4 * HOUR_S, 3 * DAY_S)
     onward = rng.uniform(0.6, 0.97) * cents.sum()
-    return together([paid_in, scene.pay(scene.actor, scene.strangers(1), later_s, onward, "wire", 6 * HOUR_S)])
+    return together([paid_in, scene.pay(scene.actor, scene.strangers(1), later_s, onward, "wire")])
 
 
 def smurfing(scene: Scene) -> pl.DataFrame:
@@ -222,7 +226,8 @@ def card_testing(scene: Scene) -> pl.DataFrame:
     """A stolen card number is tried with small sums at one or two online shops, then used."""
     s, rng, world = scene.settings, scene.rng, scene.world
     size, uses = whole_between(rng, s["trials"]), whole_between(rng, s["uses"])
-    shops = world.outsiders(rng, "online", 2)[rng.integers(0, 2, size)]
+    pair = np.where(rng.random(2) < s["weak_shop_share"], _weak_shops(world, rng, 2), world.outsiders(rng, "online", 2))
+    shops = pair[rng.integers(0, 2, size)]
     gap_s = np.cumsum(rng.exponential(between(rng, s["gap_s"]), size)).astype(np.int64)
     start_s = scene.moments([scene.day])[0]
     small = np.minimum(np.maximum(priced_cents(rng, lognormal_cents(rng, *s["trial_amount"], size)), 30), s["limit"] * 100 - 1)
@@ -234,6 +239,12 @@ def card_testing(scene: Scene) -> pl.DataFrame:
             scene.pay(scene.actor, world.outsiders(rng, "online", uses), later_s, large, "online"),
         ]
     )
+
+
+def _weak_shops(world: World, rng: np.random.Generator, size: int) -> Ints:
+    """Online shops that check little, which thieves know: ordinary ones otherwise."""
+    shops = world.rng("weak_shops").choice(world.parties.of_kind("online"), WEAK_SHOPS, replace=False)
+    return rng.choice(shops, size)
 
 
 def dormant_awakened(scene: Scene) -> pl.DataFrame:
@@ -306,17 +317,17 @@ def _cash_users(world: World) -> Bools:
 
 
 TYPOLOGIES = {
-    "structuring": Typology(structuring, _cash_users, 15),
+    "structuring": Typology(structuring, _cash_users, 12),
     "smurfing": Typology(smurfing, _segments("retail", "student"), 9),
     "fan_out": Typology(fan_out, _segments("retail", "student", "premium"), 5),
-    "mule_pass_through": Typology(mule_pass_through, _segments("retail", "student"), 26),
+    "mule_pass_through": Typology(mule_pass_through, _segments("retail", "student"), 14),
     "cycle": Typology(cycle, _in_use, 10),
     "scatter_gather": Typology(scatter_gather, _segments("retail", "premium", "business"), 8),
     "account_takeover": Typology(account_takeover, _segments("retail", "senior", "premium"), 5),
     "card_testing": Typology(card_testing, _segments("retail", "student", "senior", "premium"), 4),
     "dormant_awakened": Typology(dormant_awakened, _sleeping, 10),
     "off_hours_insider": Typology(
-        off_hours_insider, _trades("services", "contractor", "landlord", "escrow", "logistics"), 26
+        off_hours_insider, _trades("services", "contractor", "landlord", "escrow", "logistics"), 14
     ),
 }
 
