@@ -8,10 +8,12 @@ import polars as pl
 import pypandoc
 import pytest
 
+from reperform import params, report
 from reperform.errors import ReperformError
 from reperform.markup import formatted, pipe_table
-from reperform.report import narration, render
+from reperform.report import narration, pages, render
 from reperform.report.evidence import Evidence
+from tests.conftest import ROOT
 
 METRICS = {"ensemble": {"average_precision": {"estimate": 0.7123, "low": 0.65, "high": 0.7654, "n": 10}}}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -122,3 +124,51 @@ def test_a_notebook_that_holds_an_error_is_refused(tmp_path: Path) -> None:
     path = notebook(tmp_path, {"cell_type": "code", "metadata": {}, "source": "x", "outputs": [output]})
     with pytest.raises(ReperformError, match="cell 0"):
         narration.as_markdown(path, tmp_path / "figures")
+
+
+TEMPLATES = ROOT / "reports" / "templates"
+
+
+def test_every_configured_page_has_a_template_and_a_title() -> None:
+    for name in params.raw(ROOT / "params.yaml")["report"]["pages"]:
+        assert (TEMPLATES / f"{name}.qmd").is_file()
+        assert name in report.PAGE_TITLES
+
+
+def test_an_unknown_page_names_the_nearest(evidence: Evidence) -> None:
+    with pytest.raises(ReperformError, match="did you mean monitoring"):
+        report.filled("monitring", TEMPLATES, evidence, {})
+
+
+def test_a_template_that_asks_for_an_unknown_name_is_refused(evidence: Evidence, tmp_path: Path) -> None:
+    (tmp_path / "page.qmd").write_text("{{ nobody }}")
+    with pytest.raises(ReperformError, match="nobody"):
+        report.filled("page", tmp_path, evidence, {})
+
+
+def test_heading_attributes_are_no_comments(evidence: Evidence, tmp_path: Path) -> None:
+    (tmp_path / "page.qmd").write_text("# One {#sec-one}\n\n{{ 1 + 1 }}")
+    assert report.filled("page", tmp_path, evidence, {}) == "# One {#sec-one}\n\n2"
+
+
+def test_navigation_links_every_page_and_notebook() -> None:
+    got = report.navigation(["index", "audit"], ["00_tour"])
+    assert "[Overview](index.html)" in got
+    assert "[tour](00_tour.html)" in got
+
+
+def test_intervals_are_printed_with_equal_decimals() -> None:
+    assert pages.interval({"estimate": 0.5, "low": 0.25, "high": 0.75}) == "0.500 (0.250 to 0.750)"
+    assert pages.interval({"estimate": 56.2, "low": 30.4, "high": 119.3}) == "56.2 (30.4 to 119.3)"
+    assert pages.interval({"estimate": None}) == "n/a"
+
+
+def test_evidence_sections_are_the_seventeen_of_a_model_report() -> None:
+    assert [row["number"] for row in pages.clauses()] == list(range(1, 18))
+    headings = [line for line in (TEMPLATES / "model.qmd").read_text().splitlines() if line.startswith("# ")]
+    assert len(headings) == 17
+    assert pages.clause_line(16).startswith("SR 26-2, OCC 2026-13: replicability")
+
+
+def test_stages_that_say_no_number_leave_a_page_that_says_so(evidence: Evidence) -> None:
+    assert "this run holds no certificate" in pages.certificate_text(evidence)

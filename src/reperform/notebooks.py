@@ -66,6 +66,7 @@ def execute(name: str) -> Path:
             cwd=str(paths.project_root()),
             # Local sockets instead of TCP: nobody else on the machine can listen in.
             config=Config({"KernelManager": {"transport": "ipc"}}),
+            extra_arguments=["--log-level=50"],  # errors of cells arrive as such; the kernel's own talk is noise
         )
     except PapermillExecutionError as error:
         raise _cell_error(source, partial, error) from error
