@@ -12,11 +12,11 @@ from reperform.params import SimulateParams
 from reperform.simulate import business, deliveries, labels, ledger, lookalikes, people, spending, typologies
 from reperform.simulate.arrival import STATEMENTS, known_s
 from reperform.simulate.draws import CENTS, Ints
+from reperform.simulate.filings import TRUTH_SCHEMA as FILING_TRUTH_SCHEMA
+from reperform.simulate.filings import write_filings
 from reperform.simulate.identifiers import references
 from reperform.simulate.places import ZONES
 from reperform.simulate.rates import rate_at
-from reperform.simulate.filings import TRUTH_SCHEMA as FILING_TRUTH_SCHEMA
-from reperform.simulate.filings import write_filings
 from reperform.simulate.world import World, build
 from reperform.tables import write_table
 
@@ -152,7 +152,9 @@ def _transactions(rows: pl.DataFrame, world: World) -> pl.DataFrame:
         _utc("known_s").alias("known_at"),
         pl.Series("account_id", parties.identifier[account].tolist()),
         pl.Series("counterparty_id", _known(parties.identifier, party), dtype=pl.String),
-        pl.Series("entity_id", np.array([i.name for i in world.institutions])[world.accounts.institution[account]].tolist()),
+        pl.Series(
+            "entity_id", np.array([i.name for i in world.institutions])[world.accounts.institution[account]].tolist()
+        ),
         pl.when(pl.col("sign") > 0).then(pl.lit("in")).otherwise(pl.lit("out")).alias("direction"),
         pl.Series("amount", units),
         pl.Series("currency", currency.tolist()),

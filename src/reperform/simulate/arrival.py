@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from reperform.simulate.clock import HOUR_S
-from reperform.simulate.draws import Ints
+from reperform.simulate.draws import Ints, happens
 from reperform.simulate.places import CITIES
 from reperform.simulate.world import Institution, World
 
@@ -19,7 +19,7 @@ def statement_zone(institution: Institution) -> str:
     return next(city.zone for city in CITIES if city.country == institution.countries[0])
 
 
-def local_days(world: World, institution: Institution, at_s: Ints) -> Ints:
+def local_days(institution: Institution, at_s: Ints) -> Ints:
     """Local calendar day of times, as days since 1970."""
     local = pl.from_epoch(pl.Series(at_s, dtype=pl.Int64)).dt.replace_time_zone("UTC")
     zoned = local.dt.convert_time_zone(statement_zone(institution))
@@ -37,13 +37,13 @@ def known_s(rows: pl.DataFrame, world: World, rng: np.random.Generator) -> Ints:
     at_s = rows["at_s"].to_numpy()
     institution = world.accounts.institution[rows["account"].to_numpy()]
     minutes = np.exp(rng.normal(np.log(240), 0.9, at_s.size))
-    late = np.where(rng.random(at_s.size) < LATE_SHARE, rng.exponential(16 * HOUR_S, at_s.size) + HOUR_S, 0)
+    late = np.where(happens(rng, LATE_SHARE, at_s.size), rng.exponential(16 * HOUR_S, at_s.size) + HOUR_S, 0)
     known = at_s + np.maximum(minutes + late, 1).astype(np.int64)
     for index, bank in enumerate(world.institutions):
         own = np.flatnonzero(institution == index)
         if bank.format.startswith(STATEMENTS) and own.size:
-            known[own] = statement_created_s(world, bank, local_days(world, bank, at_s[own]))
-    return known
+            known[own] = statement_created_s(world, bank, local_days(bank, at_s[own]))
+    return np.asarray(known)
 
 
 def statement_created_s(world: World, institution: Institution, day: Ints) -> Ints:
@@ -55,5 +55,3 @@ def statement_created_s(world: World, institution: Institution, day: Ints) -> In
     # A stream per day: the time of a statement does not depend on which other days have one.
     delay = [int(world.rng("statements", institution.name, str(d)).integers(600, HOUR_S)) for d in unique.tolist()]
     return np.asarray((utc + np.array(delay, dtype=np.int64))[position])
-
-

@@ -6,12 +6,13 @@ import numpy as np
 import polars as pl
 
 from reperform.simulate.clock import HOUR_S
-from reperform.simulate.draws import CENTS, Ints, human_cents, lognormal_cents, per_owner, rounded_cents
+from reperform.simulate.draws import CENTS, Ints, happens, human_cents, lognormal_cents, per_owner, rounded_cents
 from reperform.simulate.ledger import payments, together
 from reperform.simulate.people import cash_deposits, local_s, monthly_days, settlement_s, transfer_channel
 from reperform.simulate.world import World
 
 NIGHT_TRADES = ("restaurant", "logistics")
+WIRED_INVOICE_CENTS, WIRED_DEAL_CENTS = 5_000_000, 1_500_000
 
 
 def habits(world: World, settings: dict[str, Any]) -> pl.DataFrame:
@@ -38,7 +39,7 @@ def card_takings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     """What acquirers pay out for card sales: some shops are settled daily, others weekly."""
     rng, accounts, period = world.rng("business", "card_takings"), world.accounts, world.calendar
     shops = _of_trade(world, "shop", "restaurant", "marketplace")
-    daily = rng.random(shops.size) < settings["daily_settlement_share"]
+    daily = happens(rng, settings["daily_settlement_share"], shops.size)
     acquirer = world.outsiders(rng, "acquirer", shops.size)
     open_days = np.flatnonzero(period.is_business)
     weekly_day = rng.integers(0, 5, shops.size)
@@ -59,7 +60,7 @@ def cash_takings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     """Cash of shops and restaurants, brought to the bank about once a week, usually short of the reporting limit."""
     rng, accounts = world.rng("business", "cash_takings"), world.accounts
     tills = _of_trade(world, "shop", "restaurant")
-    tills = tills[rng.random(tills.size) < settings["cash_till_share"]]
+    tills = tills[happens(rng, settings["cash_till_share"], tills.size)]
     owner = per_owner(rng, world.calendar.days / 9, tills)
     cents = rounded_cents(lognormal_cents(rng, accounts.income[owner] * 0.07, 0.45, owner.size), 10)
     # Insurance covers a limited sum on the way to the bank, so that takings are split before they reach it.
@@ -72,7 +73,7 @@ def suppliers(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     rng, accounts = world.rng("business", "suppliers"), world.accounts
     businesses = accounts.where(accounts.is_business)
     buyer = per_owner(rng, settings["suppliers_per_business"], businesses)
-    here = (rng.random(buyer.size) < 0.45) & (businesses.size > 1)
+    here = happens(rng, 0.45, buyer.size) & (businesses.size > 1)
     seller = np.where(here, rng.choice(businesses, buyer.size), world.outsiders(rng, "firm", buyer.size))
     usual = accounts.income[buyer] * 0.35 * rng.dirichlet(np.ones(6), buyer.size)[:, 0]
     return _invoices(world, rng, buyer, seller, usual, clock=buyer)
@@ -99,12 +100,14 @@ def _invoices(
     day = period.next_business(rng.integers(0, period.days, relation.size))
     cents = lognormal_cents(rng, np.maximum(usual[relation], 20), 0.4, relation.size)
     channel = np.where(
-        (cents > 5_000_000) & (rng.random(relation.size) < 0.5), "wire", transfer_channel(world, rng, day)
+        (cents > WIRED_INVOICE_CENTS) & happens(rng, 0.5, relation.size), "wire", transfer_channel(world, rng, day)
     )
     return payments(
         payer=payer[relation],
         payee=payee[relation],
-        at_s=period.at(day, local_s(rng, relation.size, around_h=11.5, spread_h=2.8), world.accounts.zone[clock[relation]]),
+        at_s=period.at(
+            day, local_s(rng, relation.size, around_h=11.5, spread_h=2.8), world.accounts.zone[clock[relation]]
+        ),
         cents=cents,
         channel=channel,
         settle_s=settlement_s(rng, channel, relation.size),
@@ -134,7 +137,7 @@ def payouts(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     frames = []
     for host in hosts.tolist():
         for day in period.next_business(np.arange(rng.integers(0, 14), period.days, 14)).tolist():
-            due = sellers[host][rng.random(sellers[host].size) < 0.55]
+            due = sellers[host][happens(rng, 0.55, sellers[host].size)]
             start_s = int(local_s(rng, 1, around_h=10, spread_h=3)[0])
             at_s = period.at(day, start_s + np.sort(rng.integers(0, 1800, due.size)), accounts.zone[host])
             median = accounts.income[host] * 0.3 / settings["sellers_per_marketplace"]
@@ -153,7 +156,7 @@ def held_money(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     day = period.next_business(rng.integers(0, period.days, size))
     at_s = period.at(day, local_s(rng, size, around_h=11, spread_h=2.5), accounts.zone[agents])
     cents = rounded_cents(lognormal_cents(rng, 6_000, 1.2, size), 50)
-    channel = np.where(cents > 1_500_000, "wire", "transfer")
+    channel = np.where(cents > WIRED_DEAL_CENTS, "wire", "transfer")
     into = payments(
         payer=world.outsiders(rng, "person", size), payee=agents, at_s=at_s, cents=cents, channel=channel,
         lookalike="held_money",
@@ -178,14 +181,16 @@ def night_work(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     who = np.concatenate([owners, late])
     regular = world.outsiders(rng, "person", accounts.number * 4).reshape(accounts.number, 4)
     day = rng.integers(0, period.days, who.size)
-    evening = rng.random(who.size) < 0.4  # noqa: PLR2004  # the rest is spread over the night
+    evening = happens(rng, 0.4, who.size)  # the rest is spread over the night
     hour = np.where(evening, rng.normal(22, 1.5, who.size), rng.normal(25.5, 2.2, who.size)) % 24
     second = (hour * HOUR_S).astype(np.int64)
     channel = transfer_channel(world, rng, day)
     return payments(
         payer=who,
         payee=np.where(
-            rng.random(who.size) < 0.75, regular[who, rng.integers(0, 4, who.size)], world.outsiders(rng, "firm", who.size)
+            happens(rng, 0.75, who.size),
+            regular[who, rng.integers(0, 4, who.size)],
+            world.outsiders(rng, "firm", who.size),
         ),
         at_s=period.at(day, second, accounts.zone[who]),
         cents=human_cents(rng, lognormal_cents(rng, np.maximum(accounts.income[who] * 0.02, 60), 0.9, who.size)),
@@ -193,5 +198,3 @@ def night_work(world: World, settings: dict[str, Any]) -> pl.DataFrame:
         settle_s=settlement_s(rng, channel, who.size),
         lookalike="night_work",
     )
-
-

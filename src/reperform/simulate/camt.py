@@ -112,5 +112,3 @@ def _signed(entry: dict[str, object]) -> int:
 
 def _number(value: object) -> int:
     return int(str(value))
-
-

@@ -50,7 +50,7 @@ class Calendar:
 
     def day_of(self, at_s: Any) -> Ints:
         """UTC day of a time, kept inside the period."""
-        return np.clip((np.asarray(at_s) - self.start_s) // DAY_S, 0, self.days - 1)
+        return np.asarray(np.clip((np.asarray(at_s) - self.start_s) // DAY_S, 0, self.days - 1))
 
     def next_business(self, day: Any) -> Ints:
         """The day itself, or the next business day; beyond the end nothing is known to be closed."""
@@ -59,14 +59,14 @@ class Calendar:
         following = np.minimum.accumulate(later[::-1])[::-1]
         day = np.asarray(day, dtype=np.int64)
         inside = np.clip(day, 0, self.days - 1)
-        return np.where((day >= 0) & (day < self.days), following[inside], day)
+        return np.asarray(np.where((day >= 0) & (day < self.days), following[inside], day))
 
     def previous_business(self, day: Any) -> Ints:
         """The day itself, or the last business day before it."""
         earlier = np.where(self.is_business, np.arange(self.days), -1)
         preceding = np.maximum.accumulate(earlier)
         day = np.asarray(day, dtype=np.int64)
-        return np.where((day >= 0) & (day < self.days), preceding[np.clip(day, 0, self.days - 1)], day)
+        return np.asarray(np.where((day >= 0) & (day < self.days), preceding[np.clip(day, 0, self.days - 1)], day))
 
 
 def calendar(start: date, days: int, holidays: list[date]) -> Calendar:

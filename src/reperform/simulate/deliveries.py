@@ -44,6 +44,7 @@ def write_institution(
         transactions: its own rows alone.
         accounts: its own accounts alone.
         raw: the raw folder.
+
     Returns:
         How many files and bytes were written.
     """

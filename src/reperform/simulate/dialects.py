@@ -166,7 +166,7 @@ def pipe_american(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def comma_quoted(rows: pl.DataFrame) -> pl.DataFrame:
-    """Everything in quotes, signed values with spaces between thousands, local time with its offset, one field of place."""
+    """Everything in quotes, signed values with spaces between thousands, local time with offset, one place field."""
     local = "%Y-%m-%dT%H:%M:%S%:z"
     place = pl.concat_str([_degrees("latitude"), _degrees("longitude")], separator=",", ignore_nulls=False)
     signed = rows.with_columns(_signed("amount"))
@@ -188,9 +188,7 @@ def comma_quoted(rows: pl.DataFrame) -> pl.DataFrame:
 DIALECTS = {
     "comma_utc": Dialect(comma_utc, ","),
     "semicolon_german": Dialect(semicolon_german, ";", encoding="latin-1"),
-    "tab_minor_units": Dialect(
-        tab_minor_units, "\t", suffix=".csv.gz", start=b"\xef\xbb\xbf", is_compressed=True
-    ),
+    "tab_minor_units": Dialect(tab_minor_units, "\t", suffix=".csv.gz", start=b"\xef\xbb\xbf", is_compressed=True),
     "pipe_american": Dialect(pipe_american, "|", encoding="utf-16-le", start=b"\xff\xfe"),
     "comma_quoted": Dialect(comma_quoted, ",", quotes="always"),
 }

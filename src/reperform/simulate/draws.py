@@ -27,7 +27,7 @@ def generator(seed: int, *names: str) -> np.random.Generator:
 def lognormal_cents(rng: np.random.Generator, median: Any, sigma: Any, size: int) -> Ints:
     """Amounts in cents around a median in currency units, with a heavy upper tail; at least one cent."""
     units = np.asarray(median, dtype=np.float64) * np.exp(rng.normal(0.0, 1.0, size) * sigma)
-    return np.maximum(np.rint(units * CENTS).astype(np.int64), 1)
+    return np.asarray(np.maximum(np.rint(units * CENTS).astype(np.int64), 1))
 
 
 def rounded_cents(cents: Ints, step_units: Any) -> Ints:
@@ -38,21 +38,26 @@ def rounded_cents(cents: Ints, step_units: Any) -> Ints:
 
 def human_cents(rng: np.random.Generator, cents: Ints) -> Ints:
     """Amounts as people agree on them: some exact, most rounded to a step that grows with the amount."""
-    step = np.select([cents < 3_000, cents < 20_000, cents < 200_000], [1, 5, 10], 50)
-    return np.where(rng.random(cents.size) < 0.7, rounded_cents(cents, step), cents)  # noqa: PLR2004  # 70 % round
+    step = np.array([1, 5, 10, 50])[np.digitize(cents, [3_000, 20_000, 200_000])]
+    return np.where(happens(rng, 0.7, cents.size), rounded_cents(cents, step), cents)
 
 
 def priced_cents(rng: np.random.Generator, cents: Ints) -> Ints:
     """Amounts as shops price them: a third ends in .99, .95, .50 or .00, the rest are sums of a basket."""
     ending = rng.choice(np.array([-1, -5, 50, 0]), cents.size)
     shelf = np.maximum(cents // CENTS, 1) * CENTS + ending
-    return np.where(rng.random(cents.size) < 1 / 3, shelf, cents)
+    return np.where(happens(rng, 1 / 3, cents.size), shelf, cents)
+
+
+def happens(rng: np.random.Generator, share: Any, size: int) -> Bools:
+    """True for about a share of all."""
+    return np.asarray(rng.random(size) < share)
 
 
 def by_weight(rng: np.random.Generator, weights: Any, size: int) -> Ints:
     """Indices drawn with the given weights."""
     edges = np.cumsum(np.asarray(weights, dtype=np.float64))
-    return np.searchsorted(edges, rng.random(size) * edges[-1], side="right").astype(np.int64)
+    return np.asarray(np.searchsorted(edges, rng.random(size) * edges[-1], side="right").astype(np.int64))
 
 
 def per_owner(rng: np.random.Generator, rate: Any, owners: Ints) -> Ints:

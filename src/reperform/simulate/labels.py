@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from reperform.simulate.clock import DAY_S, HOUR_S, SATURDAY
-from reperform.simulate.draws import Bools, Ints, generator
+from reperform.simulate.draws import Bools, Ints, generator, happens
 
 OFFICE_OPENS_H, OFFICE_HOURS = 8, 9
 
@@ -18,6 +18,7 @@ def confirmed(rows: pl.DataFrame, settings: dict[str, Any], seed: int) -> pl.Dat
         rows: transaction_id, event, lookalike, pair, known_s, of all account rows.
         settings: delays and shares, as in `conf/simulate/`.
         seed: the world's seed.
+
     Returns:
         transaction_id, is_anomaly, typology (null where the case was closed without one), confirmed_s; by time.
     """
@@ -34,7 +35,9 @@ def _found(planted: pl.DataFrame, settings: dict[str, Any], seed: int) -> pl.Dat
     return pl.concat([_nothing(), *frames])
 
 
-def _case(event: tuple[Any, ...], case: pl.DataFrame, settings: dict[str, Any], rng: np.random.Generator) -> pl.DataFrame:
+def _case(
+    event: tuple[Any, ...], case: pl.DataFrame, settings: dict[str, Any], rng: np.random.Generator
+) -> pl.DataFrame:
     """One event's labels: usually all of its rows become known together, within a day or two of one another."""
     if rng.random() < settings["event_never_share"]:
         return _nothing()
@@ -42,7 +45,9 @@ def _case(event: tuple[Any, ...], case: pl.DataFrame, settings: dict[str, Any], 
     each_s = delay_days * rng.uniform(0.8, 1.2, case.height) * DAY_S
     confirmed_s = in_office_hours(case["known_s"].to_numpy() + each_s.astype(np.int64), rng)
     typology = str(event[0]).rsplit("-", 1)[0] if rng.random() >= settings["unnamed_share"] else None
-    kept = _recorded_legs(case, settings["one_leg_share"], rng) & (rng.random(case.height) >= settings["row_missed_share"])
+    kept = _recorded_legs(case, settings["one_leg_share"], rng) & (
+        ~happens(rng, settings["row_missed_share"], case.height)
+    )
     return _labels(case, confirmed_s, is_anomaly=True, typology=typology).filter(pl.Series(kept))
 
 
@@ -57,14 +62,14 @@ def _recorded_legs(case: pl.DataFrame, one_leg_share: float, rng: np.random.Gene
     rank = np.empty(pair.size, dtype=np.int64)
     rank[order] = np.arange(pair.size) - np.searchsorted(position[order], position[order], side="left")
     is_left_out = (count[position] > 1) & (drawn[position] < one_leg_share) & (rank == coin[position])
-    return ~is_left_out
+    return np.asarray(~is_left_out)
 
 
 def _reviewed(innocent: pl.DataFrame, settings: dict[str, Any], seed: int) -> pl.DataFrame:
     """Rows that somebody looked into and found normal; a slower business than confirming a crime."""
     rng = generator(seed, "labels", "reviewed")
     seen = innocent.sort("known_s", "transaction_id").filter(
-        pl.Series(rng.random(innocent.height) < settings["reviewed_normal_share"], dtype=pl.Boolean)
+        pl.Series(happens(rng, settings["reviewed_normal_share"], innocent.height), dtype=pl.Boolean)
     )
     delay_days = settings["median_delay_days"] * 1.3 * np.exp(rng.normal(0, settings["delay_sigma"], seen.height))
     confirmed_s = in_office_hours(seen["known_s"].to_numpy() + (delay_days * DAY_S).astype(np.int64), rng)

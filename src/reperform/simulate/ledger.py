@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from reperform.simulate.draws import CENTS, Floats, Ints
+from reperform.simulate.draws import CENTS, Floats, Ints, happens
 from reperform.simulate.identifiers import REFERENCE_BITS
 from reperform.simulate.rates import rate_at
 from reperform.simulate.world import World
@@ -214,7 +214,7 @@ def opening_cents(rows: pl.DataFrame, world: World, overdraft_share: float) -> I
         .agg(pl.col("path").min())
     )
     lowest[low["account"].to_numpy()] = np.minimum(low["path"].to_numpy(), 0)
-    keeps_above_zero = rng.random(accounts.number) >= overdraft_share
+    keeps_above_zero = ~happens(rng, overdraft_share, accounts.number)
     need = np.where(keeps_above_zero, -lowest, (-lowest * 0.8).astype(np.int64))
     return np.rint(need + cushion * CENTS).astype(np.int64)
 

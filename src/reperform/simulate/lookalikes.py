@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from reperform.simulate.clock import DAY_S, HOUR_S
-from reperform.simulate.draws import Ints, human_cents, lognormal_cents, priced_cents
+from reperform.simulate.draws import Ints, happens, human_cents, lognormal_cents, priced_cents
 from reperform.simulate.ledger import payments, together
 from reperform.simulate.people import settlement_s
 from reperform.simulate.world import World
@@ -28,15 +28,14 @@ def habits(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     frames = []
     for name, make in makers.items():
         rng = world.rng("lookalikes", name)
-        for _ in range(max(round(settings[name] * scale), 1)):
-            frames.append(make(world, rng))
+        frames += [make(world, rng) for _ in range(max(round(settings[name] * scale), 1))]
     return together(frames)
 
 
 def gift_collection(world: World, rng: np.random.Generator) -> pl.DataFrame:
     """Fan-in: friends and relatives chip in for a wedding, a farewell, a club's fees, within days."""
     host, size = _person(world, rng), int(rng.integers(6, 18))
-    givers = np.where(rng.random(size) < 0.4, _people(world, rng, size), world.outsiders(rng, "person", size))
+    givers = np.where(happens(rng, 0.4, size), _people(world, rng, size), world.outsiders(rng, "person", size))
     day = int(rng.integers(1, world.calendar.days - 8)) + rng.integers(0, 6, size)
     usual = float(rng.choice(np.array([20, 50, 100, 180, 300])))
     return _moves(
@@ -48,7 +47,7 @@ def gift_collection(world: World, rng: np.random.Generator) -> pl.DataFrame:
 def shared_out(world: World, rng: np.random.Generator) -> pl.DataFrame:
     """Fan-out: one sum arrives and is shared among many: a club's trip, an estate, helpers after a move."""
     host, size = _person(world, rng), int(rng.integers(5, 14))
-    takers = np.where(rng.random(size) < 0.4, _people(world, rng, size), world.outsiders(rng, "person", size))
+    takers = np.where(happens(rng, 0.4, size), _people(world, rng, size), world.outsiders(rng, "person", size))
     first = int(rng.integers(1, world.calendar.days - 8))
     cents = human_cents(rng, lognormal_cents(rng, float(rng.choice(np.array([60, 150, 400, 900]))), 0.5, size))
     source = world.outsiders(rng, "person", 1)
@@ -66,7 +65,7 @@ def shared_out(world: World, rng: np.random.Generator) -> pl.DataFrame:
 def round_trip(world: World, rng: np.random.Generator) -> pl.DataFrame:
     """Cycle: three or four accounts pay one another in turn, as partners, families and groups of firms do."""
     size = int(rng.integers(3, 5))
-    circle = _businesses(world, rng, size) if rng.random() < 0.5 else _people(world, rng, size)
+    circle = _businesses(world, rng, size) if rng.integers(2) else _people(world, rng, size)
     usual = float(np.exp(rng.normal(np.log(900), 1.1)))
     day = np.sort(int(rng.integers(1, world.calendar.days - 12)) + rng.integers(0, 9, size))
     return _moves(
@@ -81,9 +80,9 @@ def reactivation(world: World, rng: np.random.Generator) -> pl.DataFrame:
     # The other half belongs to the planted awakenings; both are drawn from one random order.
     ours = world.rng("dormant").permutation(dormant)[: dormant.size // 2]
     account, size = int(rng.choice(ours)), int(rng.integers(2, 9))
-    other = np.where(rng.random(size) < 0.6, world.outsiders(rng, "person", size), world.outsiders(rng, "firm", size))
+    other = np.where(happens(rng, 0.6, size), world.outsiders(rng, "person", size), world.outsiders(rng, "firm", size))
     day = int(rng.integers(10, world.calendar.days - 12)) + rng.integers(0, 10, size)
-    is_in = rng.random(size) < 0.35
+    is_in = happens(rng, 0.35, size)
     return _moves(
         world, rng, np.where(is_in, other, account), np.where(is_in, account, other), day,
         cents=human_cents(rng, lognormal_cents(rng, 650, 1.2, size)), channel="transfer", lookalike="reactivation",
@@ -106,7 +105,7 @@ def small_purchases(world: World, rng: np.random.Generator) -> pl.DataFrame:
 def big_week(world: World, rng: np.random.Generator) -> pl.DataFrame:
     """Takeover: someone moves house or marries, and for days pays many, much, at odd hours, to strangers."""
     account, size = _person(world, rng), int(rng.integers(5, 14))
-    is_online = rng.random(size) < 0.5
+    is_online = happens(rng, 0.5, size)
     payee = np.where(is_online, world.outsiders(rng, "online", size), world.outsiders(rng, "person", size))
     day = int(rng.integers(1, world.calendar.days - 5)) + rng.integers(0, int(rng.integers(1, 4)), size)
     frame = _moves(
@@ -163,12 +162,20 @@ def _businesses(world: World, rng: np.random.Generator, size: int) -> Ints:
 
 def _clock(world: World, rng: np.random.Generator, account: Ints, day: Ints) -> Ints:
     zone = world.accounts.zone[np.where(account < world.accounts.number, account, 0)]
-    hour = np.where(rng.random(day.size) < 0.15, rng.uniform(0, 24, day.size), rng.normal(16, 4, day.size) % 24)
+    hour = np.where(happens(rng, 0.15, day.size), rng.uniform(0, 24, day.size), rng.normal(16, 4, day.size) % 24)
     return world.calendar.at(day, (hour * HOUR_S).astype(np.int64) % DAY_S, zone)
 
 
 def _moves(
-    world: World, rng: np.random.Generator, payer: Any, payee: Any, day: Ints, *, cents: Ints, channel: str, lookalike: str
+    world: World,
+    rng: np.random.Generator,
+    payer: Any,
+    payee: Any,
+    day: Ints,
+    *,
+    cents: Ints,
+    channel: str,
+    lookalike: str,
 ) -> pl.DataFrame:
     size = day.size
     mine = np.where(np.broadcast_to(payer, (size,)) < world.accounts.number, payer, payee)
@@ -181,5 +188,3 @@ def _moves(
         settle_s=settlement_s(rng, channel, size),
         lookalike=lookalike,
     )
-
-

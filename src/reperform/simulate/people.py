@@ -10,6 +10,7 @@ from reperform.simulate.draws import (
     CENTS,
     Ints,
     by_weight,
+    happens,
     human_cents,
     lognormal_cents,
     per_owner,
@@ -18,6 +19,8 @@ from reperform.simulate.draws import (
 )
 from reperform.simulate.ledger import OUTSIDE, payments, together
 from reperform.simulate.world import World
+
+WIRED_CENTS = 600_000
 
 
 def habits(world: World, settings: dict[str, Any]) -> pl.DataFrame:
@@ -43,6 +46,7 @@ def monthly_days(world: World, day_of_month: Any, *, before_weekend: bool = Fals
         world: for its calendar.
         day_of_month: per owner, 1 to 31; beyond a month's end its last day.
         before_weekend: move to the business day before instead of the one after.
+
     Returns:
         Owner positions and days; days outside the period are left out.
     """
@@ -63,9 +67,9 @@ def local_s(rng: np.random.Generator, size: int, *, around_h: float, spread_h: f
 
 
 def transfer_channel(world: World, rng: np.random.Generator, day: Ints) -> Any:
-    """Instant or ordinary transfer; instant ones gain ground through the period, as a new rule makes banks offer them."""
+    """Instant or ordinary transfer; instant ones gain ground, as a new rule makes banks offer them."""
     share = 0.2 + 0.25 * np.clip((day / world.calendar.days - 0.35) / 0.5, 0, 1)
-    return np.where(rng.random(day.size) < share, "instant", "transfer")
+    return np.where(happens(rng, share, day.size), "instant", "transfer")
 
 
 def settlement_s(rng: np.random.Generator, channel: Any, size: int) -> Ints:
@@ -79,18 +83,18 @@ def settlement_s(rng: np.random.Generator, channel: Any, size: int) -> Ints:
 def wages(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     """Wages, pensions and grants, once a month; half of the employees work for businesses that bank here."""
     rng, accounts = world.rng("people", "wages"), world.accounts
-    earners = accounts.where(accounts.is_person & (rng.random(accounts.number) < settings["earner_share"]))
+    earners = accounts.where(accounts.is_person & happens(rng, settings["earner_share"], accounts.number))
     employer = world.outsiders(rng, "employer", earners.size)
     for country in np.unique(world.parties.country[earners]):
         here = np.flatnonzero(world.parties.country[earners] == country)
         hiring = accounts.where(accounts.is_business & (world.parties.country[: accounts.number] == country))
-        staff = here[(rng.random(here.size) < settings["employed_here_share"]) & (hiring.size > 0)]
+        staff = here[happens(rng, settings["employed_here_share"], here.size) & (hiring.size > 0)]
         if staff.size:
             employer[staff] = hiring[by_weight(rng, accounts.income[hiring] ** 0.6, staff.size)]
     # Whoever pays, pays everybody on the same day.
     payday = world.rng("people", "paydays").integers(24, 32, world.parties.identifier.size)[employer]
     who, day = monthly_days(world, payday, before_weekend=True)
-    bonus = np.where(rng.random(who.size) < 0.03, rng.uniform(1.2, 2.0, who.size), 1.0)
+    bonus = np.where(happens(rng, 0.03, who.size), rng.uniform(1.2, 2.0, who.size), 1.0)
     hour = world.rng("people", "payhours").uniform(0.1, 15, world.parties.identifier.size)[employer[who]]
     return payments(
         payer=employer[who],
@@ -106,10 +110,10 @@ def wages(world: World, settings: dict[str, Any]) -> pl.DataFrame:
 def rents(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     """Rent to landlords who bank here or elsewhere, in the first days of the month."""
     rng, accounts = world.rng("people", "rents"), world.accounts
-    tenants = accounts.where(accounts.is_person & (rng.random(accounts.number) < settings["tenant_share"]))
+    tenants = accounts.where(accounts.is_person & happens(rng, settings["tenant_share"], accounts.number))
     landlord = world.outsiders(rng, "firm", tenants.size)
     letting = accounts.where(accounts.trade == "landlord")
-    here = rng.random(tenants.size) < settings["rents_here_share"]
+    here = happens(rng, settings["rents_here_share"], tenants.size)
     for country in np.unique(world.parties.country[tenants]):
         own = letting[world.parties.country[letting] == country]
         mine = np.flatnonzero(here & (world.parties.country[tenants] == country))
@@ -136,7 +140,7 @@ def bills(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     usual = priced_cents(rng, lognormal_cents(rng, 42, 0.8, contracts.size))
     usual = np.where(accounts.is_business[contracts], usual * 4, usual)
     who, day = monthly_days(world, rng.integers(1, 29, contracts.size))
-    wobble = np.where(rng.random(who.size) < 0.3, rng.uniform(0.85, 1.2, who.size), 1.0)
+    wobble = np.where(happens(rng, 0.3, who.size), rng.uniform(0.85, 1.2, who.size), 1.0)
     return payments(
         payer=contracts[who],
         payee=biller[who],
@@ -151,7 +155,9 @@ def fees(world: World) -> pl.DataFrame:
     rng, accounts = world.rng("people", "fees"), world.accounts
     everyone = np.arange(accounts.number)
     who, day = monthly_days(world, np.full(accounts.number, 31), before_weekend=True)
-    month = np.array([(world.calendar.start.month - 1 + int(m)) % 12 for m in np.searchsorted(_firsts(world), day + 1) - 1])
+    month = np.array(
+        [(world.calendar.start.month - 1 + int(m)) % 12 for m in np.searchsorted(_firsts(world), day + 1) - 1]
+    )
     quarter = month % 3 == 2  # noqa: PLR2004  # March, June, September, December, counted from 0
     who, day = who[quarter], day[quarter]
     return payments(
@@ -175,7 +181,7 @@ def friends(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     payer_at = per_owner(rng, settings["to_friends"] * world.intensity, np.arange(people.size))
     size = payer_at.size
     friend = circle[payer_at, by_weight(rng, [8, 5, 3, 2, 1], size)]
-    outside = rng.random(size) < 0.35
+    outside = happens(rng, 0.35, size)
     known = world.outsiders(rng, "person", people.size * 2).reshape(people.size, 2)
     payee = np.where(outside, known[payer_at, rng.integers(0, 2, size)], friend)
     day = _any_day(world, rng, size)
@@ -196,7 +202,7 @@ def _circles(world: World, people: Ints, rng: np.random.Generator) -> Ints:
     steps = rng.choice(np.array([-4, -3, -2, -1, 1, 2, 3, 4]), (people.size, 5))
     place = np.empty(people.size, dtype=np.int64)
     place[order] = np.arange(people.size)
-    return people[order[(place[:, None] + steps) % people.size]]
+    return np.asarray(people[order[(place[:, None] + steps) % people.size]])
 
 
 def one_offs(world: World, settings: dict[str, Any]) -> pl.DataFrame:
@@ -206,16 +212,14 @@ def one_offs(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     out = per_owner(rng, settings["to_strangers"] * world.intensity, people)
     into = per_owner(rng, settings["from_strangers"] * world.intensity, people)
     mine = np.concatenate([out, into])
-    kind = np.where(rng.random(mine.size) < 0.65, 0, 1)
-    stranger = np.where(
-        kind == 0, world.outsiders(rng, "person", mine.size), world.outsiders(rng, "firm", mine.size)
-    )
-    here = rng.random(mine.size) < 0.1
+    kind = np.where(happens(rng, 0.65, mine.size), 0, 1)
+    stranger = np.where(kind == 0, world.outsiders(rng, "person", mine.size), world.outsiders(rng, "firm", mine.size))
+    here = happens(rng, 0.1, mine.size)
     stranger = np.where(here, rng.choice(people, mine.size), stranger)
     is_out = np.arange(mine.size) < out.size
     day = _any_day(world, rng, mine.size)
     cents = human_cents(rng, lognormal_cents(rng, 190, 1.35, mine.size))
-    channel = np.where(cents > 600_000, "wire", transfer_channel(world, rng, day))
+    channel = np.where(cents > WIRED_CENTS, "wire", transfer_channel(world, rng, day))
     return payments(
         payer=np.where(is_out, mine, stranger),
         payee=np.where(is_out, stranger, mine),
@@ -229,12 +233,14 @@ def one_offs(world: World, settings: dict[str, Any]) -> pl.DataFrame:
 def savings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     """Monthly savings to an account elsewhere, and now and then some of it back."""
     rng, accounts = world.rng("people", "savings"), world.accounts
-    savers = accounts.where(accounts.is_person & (rng.random(accounts.number) < settings["saver_share"]))
+    savers = accounts.where(accounts.is_person & happens(rng, settings["saver_share"], accounts.number))
     elsewhere = world.outsiders(rng, "person", savers.size)
     who, day = monthly_days(world, rng.integers(1, 28, savers.size))
-    back = rng.random(who.size) < 0.1
+    back = happens(rng, 0.1, who.size)
     usual = rounded_cents(lognormal_cents(rng, accounts.income[savers] * 0.09, 0.4, savers.size), 10)
-    cents = np.where(back, rounded_cents(lognormal_cents(rng, accounts.income[savers[who]] * 0.4, 0.7, who.size), 50), usual[who])
+    cents = np.where(
+        back, rounded_cents(lognormal_cents(rng, accounts.income[savers[who]] * 0.4, 0.7, who.size), 50), usual[who]
+    )
     return payments(
         payer=np.where(back, elsewhere[who], savers[who]),
         payee=np.where(back, savers[who], elsewhere[who]),
@@ -246,17 +252,17 @@ def savings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
 
 
 def cash_in(world: World, settings: dict[str, Any]) -> pl.DataFrame:
-    """Cash that people bring to the counter: tips and side jobs of many, takings of a few, often just under a round sum."""
+    """Cash that people bring to the counter: tips of many, takings of a few, often just under a round sum."""
     rng, accounts = world.rng("people", "cash_in"), world.accounts
     people = accounts.where(accounts.is_person)
     weeks = world.calendar.days / 7
-    some = people[rng.random(people.size) < settings["cash_worker_share"]]
-    heavy = people[rng.random(people.size) < settings["cash_heavy_share"]]
+    some = people[happens(rng, settings["cash_worker_share"], people.size)]
+    heavy = people[happens(rng, settings["cash_heavy_share"], people.size)]
     often = per_owner(rng, weeks * 0.5, some)
     big = per_owner(rng, weeks * 0.7, heavy)
     usual = dict(zip(heavy.tolist(), np.exp(rng.normal(np.log(3800), 0.55, heavy.size)).tolist(), strict=True))
     median = np.array([usual[a] for a in big.tolist()])
-    just_under = rng.random(big.size) < 0.35
+    just_under = happens(rng, 0.35, big.size)
     takings = np.minimum(rounded_cents(lognormal_cents(rng, median, 0.45, big.size), 10), 985_000)
     under = rounded_cents(takings, 1000) - rng.choice(np.array([5, 10, 20, 50, 100]), big.size) * CENTS
     takings = np.where(just_under & (under > 0), np.minimum(under, 995_000), takings)
@@ -267,13 +273,17 @@ def cash_in(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     )
 
 
-def cash_deposits(world: World, rng: np.random.Generator, account: Ints, cents: Ints, *, lookalike: Any) -> pl.DataFrame:
+def cash_deposits(
+    world: World, rng: np.random.Generator, account: Ints, cents: Ints, *, lookalike: Any
+) -> pl.DataFrame:
     """Cash over the counter of a branch in the account's own city, in opening hours."""
     day = world.calendar.next_business(rng.integers(0, world.calendar.days, account.size))
     return payments(
         payer=own_branch(world, rng, account),
         payee=account,
-        at_s=world.calendar.at(day, local_s(rng, account.size, around_h=13, spread_h=2.2), world.accounts.zone[account]),
+        at_s=world.calendar.at(
+            day, local_s(rng, account.size, around_h=13, spread_h=2.2), world.accounts.zone[account]
+        ),
         cents=cents,
         channel="cash",
         settle_s=1,
@@ -290,7 +300,7 @@ def own_branch(world: World, rng: np.random.Generator, account: Ints) -> Ints:
     home = world.accounts.city[account]
     number = first[home + 1] - first[home]
     favourite = account % number
-    choice = np.where(rng.random(account.size) < 0.75, favourite, rng.integers(0, number))
+    choice = np.where(happens(rng, 0.75, account.size), favourite, rng.integers(0, number))
     return branches[order[first[home] + choice]]
 
 

@@ -21,6 +21,7 @@ def exchange_rates(start: date, days: int, settings: dict[str, Any], seed: int) 
         days: its length.
         settings: per currency the first rate and the daily volatility (sd of the log change).
         seed: the world's seed.
+
     Returns:
         currency, rate_to_base (units of base per unit of currency), published_s (UTC epoch seconds); by time, currency.
     """
@@ -51,5 +52,3 @@ def rate_at(rates: pl.DataFrame, currency: str, at_s: Ints) -> Floats:
 def _walk(rng: np.random.Generator, steps: int, *, first: float, daily_volatility: float) -> Floats:
     path = first * np.exp(np.cumsum(rng.normal(0, daily_volatility, steps)))
     return np.round(path, 5)
-
-

@@ -7,7 +7,16 @@ import numpy as np
 import polars as pl
 
 from reperform.simulate.clock import DAY_S, HOUR_S
-from reperform.simulate.draws import Bools, Floats, Ints, by_weight, lognormal_cents, priced_cents, rounded_cents
+from reperform.simulate.draws import (
+    Bools,
+    Floats,
+    Ints,
+    by_weight,
+    happens,
+    lognormal_cents,
+    priced_cents,
+    rounded_cents,
+)
 from reperform.simulate.ledger import payments
 from reperform.simulate.places import CITIES, ZONES
 from reperform.simulate.world import World
@@ -40,11 +49,11 @@ def journeys(world: World, settings: dict[str, Any]) -> Journeys:
     """Holidays and business trips of people, more of them towards summer."""
     rng, accounts, days = world.rng("spending", "journeys"), world.accounts, world.calendar.days
     city = np.full((accounts.number, days), AT_HOME, dtype=np.int64)
-    travellers = np.flatnonzero(accounts.is_person & (rng.random(accounts.number) < settings["traveller_share"]))
+    travellers = np.flatnonzero(accounts.is_person & happens(rng, settings["traveller_share"], accounts.number))
     trips = np.repeat(travellers, rng.integers(1, 4, travellers.size))
     season = 0.6 + np.arange(days) / days
     first = by_weight(rng, season, trips.size)
-    length = np.where(rng.random(trips.size) < 0.5, rng.integers(2, 5, trips.size), rng.integers(6, 15, trips.size))
+    length = np.where(happens(rng, 0.5, trips.size), rng.integers(2, 5, trips.size), rng.integers(6, 15, trips.size))
     goal = by_weight(rng, [c.holiday_weight for c in CITIES], trips.size)
     for account, start, stay, where in zip(trips.tolist(), first.tolist(), length.tolist(), goal.tolist(), strict=True):
         if where != accounts.city[account]:
@@ -70,9 +79,9 @@ def purchases(world: World, away: Journeys, settings: dict[str, Any], rows: int)
         rng.normal(0, 0.35, accounts.number)
     )
     # Online shopping gains a little through the period.
-    is_online = rng.random(rows) < online_share[account] * (0.9 + 0.25 * day / world.calendar.days)
+    is_online = happens(rng, online_share[account] * (0.9 + 0.25 * day / world.calendar.days), rows)
     is_online |= where == ON_THE_WAY
-    is_atm = ~is_online & (rng.random(rows) < settings["atm_share"])
+    is_atm = ~is_online & happens(rng, settings["atm_share"], rows)
     city = np.where(where >= 0, where, accounts.city[account])
     shop = _shops(world, rng, account, city, where >= 0)
     shop = np.where(is_atm, _machines(world, rng, account, city), shop)
@@ -81,7 +90,7 @@ def purchases(world: World, away: Journeys, settings: dict[str, Any], rows: int)
     return payments(
         payer=account,
         payee=shop,
-        at_s=_times(world, rng, day, trade, city, is_online, account),
+        at_s=_times(world, rng, day=day, trade=trade, city=city, is_online=is_online, account=account),
         cents=_amounts(world, rng, account, trade, is_atm),
         channel=np.select([is_online, is_atm], ["online", "atm"], "card"),
         lookalike=[("journey" if w >= 0 else None) for w in where.tolist()],
@@ -110,7 +119,7 @@ def _days(world: World, rng: np.random.Generator, account: Ints) -> Ints:
     edges = np.concatenate([[0.0], np.cumsum(weight)])
     low = edges[np.clip(world.accounts.opened[account] + 1, 0, period.days)]
     drawn = low + rng.random(account.size) * (edges[-1] - low)
-    return np.clip(np.searchsorted(edges, drawn, side="right") - 1, 0, period.days - 1)
+    return np.asarray(np.clip(np.searchsorted(edges, drawn, side="right") - 1, 0, period.days - 1))
 
 
 def by_city(world: World, kind: str) -> tuple[Ints, Ints, Floats]:
@@ -134,18 +143,18 @@ def _shops(world: World, rng: np.random.Generator, account: Ints, city: Ints, is
     n = world.accounts.number
     favourites = in_city(world, rng, "shop", np.repeat(world.accounts.city, FAVOURITES)).reshape(n, FAVOURITES)
     rank = np.minimum(rng.geometric(0.28, account.size) - 1, FAVOURITES - 1)
-    usual = (rng.random(account.size) < 0.7) & ~is_away
+    usual = happens(rng, 0.7, account.size) & ~is_away
     return np.where(usual, favourites[account, rank], in_city(world, rng, "shop", city))
 
 
 def _machines(world: World, rng: np.random.Generator, account: Ints, city: Ints) -> Ints:
     near = in_city(world, rng, "atm", world.accounts.city)
-    usual = (rng.random(account.size) < 0.6) & (city == world.accounts.city[account])
+    usual = happens(rng, 0.6, account.size) & (city == world.accounts.city[account])
     return np.where(usual, near[account], in_city(world, rng, "atm", city))
 
 
 def _times(
-    world: World, rng: np.random.Generator, day: Ints, trade: Any, city: Ints, is_online: Bools, account: Ints
+    world: World, rng: np.random.Generator, *, day: Ints, trade: Any, city: Ints, is_online: Bools, account: Ints
 ) -> Ints:
     owl_h = rng.normal(0, 0.9, world.accounts.number)
     hour = np.empty(day.size)

@@ -15,6 +15,7 @@ from reperform.simulate.draws import (
     Floats,
     Ints,
     between,
+    happens,
     human_cents,
     lognormal_cents,
     priced_cents,
@@ -60,7 +61,7 @@ class Scene:
     def moments(self, day: Any) -> Ints:
         """Times on given days by the actor's clock: mostly in waking hours, some at any hour."""
         day = np.asarray(day, dtype=np.int64)
-        odd = self.rng.random(day.size) < self.settings.get("odd_hour_share", 0.15)
+        odd = happens(self.rng, self.settings.get("odd_hour_share", 0.15), day.size)
         hour = np.where(odd, self.rng.uniform(0, 24, day.size), self.rng.normal(15, 3.8, day.size) % 24)
         return self.world.calendar.at(day, hour * HOUR_S, self.world.accounts.zone[self.actor])
 
@@ -73,7 +74,7 @@ class Scene:
         """People elsewhere: some belong to a ring that turns up in several events, the others are anybody."""
         ring = self.world.rng("ring").choice(self.world.parties.of_kind("person"), RING_SIZE, replace=False)
         anybody = self.world.outsiders(self.rng, "person", size)
-        known = self.rng.random(size) < self.settings.get("ring_share", 0.4)
+        known = happens(self.rng, self.settings.get("ring_share", 0.4), size)
         return np.where(known, self.rng.choice(ring, size), anybody)
 
     def others(self, size: int, pool: Bools) -> Ints:
@@ -87,7 +88,9 @@ class Scene:
 
     def pay(self, payer: Any, payee: Any, at_s: Any, cents: Any, channel: Any) -> pl.DataFrame:
         """Payments of this event; those between two accounts settle as any other payment of their channel does."""
-        payer, payee, at_s, cents, channel = np.broadcast_arrays(*map(np.atleast_1d, (payer, payee, at_s, cents, channel)))
+        payer, payee, at_s, cents, channel = np.broadcast_arrays(
+            *map(np.atleast_1d, (payer, payee, at_s, cents, channel))
+        )
         between_accounts = (payer < self.world.accounts.number) & (payee < self.world.accounts.number)
         settle_s = np.where(between_accounts, settlement_s(self.rng, channel, payer.size), 1)
         return payments(
@@ -108,7 +111,9 @@ def structuring(scene: Scene) -> pl.DataFrame:
     share = rng.uniform(s["below"][0], s["below"][1], size)
     # Together above the limit by construction: the largest is raised when luck made all of them small.
     share[-1] = max(share[-1], min(1.05 - share[:-1].sum(), s["below"][1]))
-    cents = np.minimum(rounded_cents((limit * share * CENTS).astype(np.int64), rng.choice(np.array([10, 50, 100]))), limit * 99)
+    cents = np.minimum(
+        rounded_cents((limit * share * CENTS).astype(np.int64), rng.choice(np.array([10, 50, 100]))), limit * 99
+    )
     at_s = world.calendar.at(days, rng.uniform(9.2, 17.2, size) * HOUR_S, world.accounts.zone[scene.actor])
     paid_in = scene.pay(own_branch(world, rng, np.full(size, scene.actor)), scene.actor, at_s, cents, "cash")
     if rng.random() > s["wired_on_share"]:
@@ -122,7 +127,7 @@ def smurfing(scene: Scene) -> pl.DataFrame:
     """Fan-in: many senders, each with a small sum, to one collector within days; then most of it moves on."""
     s, rng = scene.settings, scene.rng
     size = whole_between(rng, s["senders"])
-    here = rng.random(size) < s["senders_here_share"]
+    here = happens(rng, s["senders_here_share"], size)
     senders = np.where(here, scene.others(size, scene.world.accounts.is_person), scene.strangers(size))
     at_s = scene.moments(scene.day + rng.integers(0, int(s["window_days"]), size))
     cents = scene.amounts(size)
@@ -142,7 +147,7 @@ def fan_out(scene: Scene) -> pl.DataFrame:
     cents = scene.amounts(size)
     first_s = scene.moments([scene.day])
     into = scene.pay(scene.strangers(1), scene.actor, first_s, cents.sum() * rng.uniform(1.0, 1.15), "transfer")
-    here = rng.random(size) < s["receivers_here_share"]
+    here = happens(rng, s["receivers_here_share"], size)
     receivers = np.where(here, scene.others(size, scene.world.accounts.is_person), scene.strangers(size))
     at_s = first_s + 900 + rng.integers(0, int(between(rng, s["within_h"]) * HOUR_S), size)
     return together([into, scene.pay(scene.actor, receivers, at_s, cents, "instant")])
@@ -157,7 +162,7 @@ def mule_pass_through(scene: Scene) -> pl.DataFrame:
         parts = whole_between(rng, s["parts"])
         wait_s = np.cumsum(np.exp(rng.normal(np.log(s["median_wait_h"]), 0.9, parts)) * HOUR_S).astype(np.int64) + 240
         out = cents * between(rng, s["passed_share"]) * _shares(rng, parts)
-        cash = rng.random(parts) < s["cash_share"]
+        cash = happens(rng, s["cash_share"], parts)
         machine = in_city(scene.world, rng, "atm", np.full(parts, scene.world.accounts.city[scene.actor]))
         frames += [
             scene.pay(scene.strangers(1), scene.actor, at_s, cents, "instant"),
@@ -213,7 +218,7 @@ def account_takeover(scene: Scene) -> pl.DataFrame:
     channel = np.array(list(s["channels"]))[rng.choice(len(s["channels"]), size, p=_normal(s["channels"].values()))]
     away = in_city(world, rng, "atm", np.full(size, rng.integers(0, 33)))
     payee = np.select(
-        [channel == "online", channel == "atm"], [world.outsiders(rng, "online", size), away], scene.strangers(size)
+        [channel == "online", channel == "atm"], [_thieves_shops(scene, size), away], scene.strangers(size)
     )
     cents = scene.amounts(size)
     cents = np.where(channel == "atm", rounded_cents(np.minimum(cents, 60_000), 20), cents)
@@ -224,27 +229,30 @@ def account_takeover(scene: Scene) -> pl.DataFrame:
 
 def card_testing(scene: Scene) -> pl.DataFrame:
     """A stolen card number is tried with small sums at one or two online shops, then used."""
-    s, rng, world = scene.settings, scene.rng, scene.world
+    s, rng = scene.settings, scene.rng
     size, uses = whole_between(rng, s["trials"]), whole_between(rng, s["uses"])
-    pair = np.where(rng.random(2) < s["weak_shop_share"], _weak_shops(world, rng, 2), world.outsiders(rng, "online", 2))
-    shops = pair[rng.integers(0, 2, size)]
+    shops = _thieves_shops(scene, 2)[rng.integers(0, 2, size)]
     gap_s = np.cumsum(rng.exponential(between(rng, s["gap_s"]), size)).astype(np.int64)
     start_s = scene.moments([scene.day])[0]
-    small = np.minimum(np.maximum(priced_cents(rng, lognormal_cents(rng, *s["trial_amount"], size)), 30), s["limit"] * 100 - 1)
+    small = np.minimum(
+        np.maximum(priced_cents(rng, lognormal_cents(rng, s["trial_amount"][0], s["trial_amount"][1], size)), 30),
+        s["limit"] * 100 - 1,
+    )
     later_s = start_s + gap_s[-1] + np.sort(rng.integers(600, 30 * HOUR_S, uses))
     large = np.minimum(scene.amounts(uses), scene.held_cents(later_s[0]) // uses)
     return together(
         [
             scene.pay(scene.actor, shops, start_s + gap_s, small, "online"),
-            scene.pay(scene.actor, world.outsiders(rng, "online", uses), later_s, large, "online"),
+            scene.pay(scene.actor, _thieves_shops(scene, uses), later_s, large, "online"),
         ]
     )
 
 
-def _weak_shops(world: World, rng: np.random.Generator, size: int) -> Ints:
-    """Online shops that check little, which thieves know: ordinary ones otherwise."""
-    shops = world.rng("weak_shops").choice(world.parties.of_kind("online"), WEAK_SHOPS, replace=False)
-    return rng.choice(shops, size)
+def _thieves_shops(scene: Scene, size: int) -> Ints:
+    """Online shops: many of those that check little, which thieves know, else any."""
+    weak = scene.world.rng("weak_shops").choice(scene.world.parties.of_kind("online"), WEAK_SHOPS, replace=False)
+    is_weak = happens(scene.rng, scene.settings["weak_shop_share"], size)
+    return np.where(is_weak, scene.rng.choice(weak, size), scene.world.outsiders(scene.rng, "online", size))
 
 
 def dormant_awakened(scene: Scene) -> pl.DataFrame:
@@ -253,7 +261,7 @@ def dormant_awakened(scene: Scene) -> pl.DataFrame:
     size = whole_between(rng, s["payments"])
     at_s = np.sort(scene.moments(scene.day + rng.integers(0, int(s["window_days"]), size)))
     cents = scene.amounts(size)
-    is_in = (rng.random(size) < s["in_share"]) & (np.arange(size) < size - 1)
+    is_in = happens(rng, s["in_share"], size) & (np.arange(size) < size - 1)
     budget = scene.held_cents(at_s[0]) + int(cents[is_in].sum() * 0.5)
     spent = max(int(cents[~is_in].sum()), 1)
     cents = np.where(~is_in & (spent > budget), np.maximum(cents * (budget / spent), 500), cents)
@@ -267,7 +275,7 @@ def off_hours_insider(scene: Scene) -> pl.DataFrame:
     s, rng, world = scene.settings, scene.rng, scene.world
     size = whole_between(rng, s["payments"])
     day = scene.day + np.sort(rng.choice(int(s["window_days"]), size, replace=False))
-    night = rng.random(size) < s["night_share"]
+    night = happens(rng, s["night_share"], size)
     hour = np.where(night, rng.normal(25.0, 2.4, size) % 24, rng.normal(15, 3, size))
     payees = scene.strangers(int(rng.integers(1, 4)))
     cents = np.minimum(scene.amounts(size), int(s["approval_limit"] * CENTS) - rng.integers(1, 40_000, size))
@@ -368,12 +376,13 @@ def _events(world: World, history: History, name: str, settings: Settings, rows:
             fix="simulate more accounts, or set its events to 0",
         )
     return together(
-        _event(world, history, name, settings, k, int(starts[k]), order) for k in range(number)
+        _event(world, history, name=name, settings=settings, k=k, day=int(starts[k]), order=order)
+        for k in range(number)
     )
 
 
 def _event(
-    world: World, history: History, name: str, settings: Settings, k: int, day: int, order: Ints
+    world: World, history: History, *, name: str, settings: Settings, k: int, day: int, order: Ints
 ) -> pl.DataFrame:
     able = order[world.accounts.opened[order] < day - 2]
     scene = Scene(
@@ -400,4 +409,4 @@ def _shares(rng: np.random.Generator, parts: int) -> Floats:
 
 def _normal(weights: Any) -> Floats:
     values = np.array(list(weights), dtype=np.float64)
-    return values / values.sum()
+    return np.asarray(values / values.sum())

@@ -10,7 +10,7 @@ import polars as pl
 from reperform.errors import ReperformError, nearest
 from reperform.params import SimulateParams
 from reperform.simulate.clock import Calendar, calendar
-from reperform.simulate.draws import Bools, Floats, Ints, Texts, by_weight, generator
+from reperform.simulate.draws import Bools, Floats, Ints, Texts, by_weight, generator, happens
 from reperform.simulate.identifiers import account_ids, outsider_ids
 from reperform.simulate.places import CITIES, ZONES, City
 from reperform.simulate.rates import exchange_rates
@@ -76,7 +76,7 @@ class Accounts:
     @property
     def is_business(self) -> Bools:
         """Business accounts."""
-        return self.segment == "business"
+        return np.asarray(self.segment == "business")
 
     @property
     def is_person(self) -> Bools:
@@ -185,7 +185,7 @@ def _accounts(params: SimulateParams, institutions: tuple[Institution, ...], rng
     trade[is_business] = np.array(list(trades))[_exact_shares(int(is_business.sum()), list(trades.values()))]
     trade[is_business] = rng.permutation(trade[is_business])
     city = _home_cities(institution, institutions, rng)
-    is_new = rng.random(n) < settings["new_account_share"]
+    is_new = happens(rng, settings["new_account_share"], n)
     opened = np.where(is_new, rng.integers(5, params.days - 25, n), -rng.integers(40, 4500, n))
     return Accounts(
         institution=institution,
@@ -195,7 +195,7 @@ def _accounts(params: SimulateParams, institutions: tuple[Institution, ...], rng
         zone=np.array([ZONES.index(c.zone) for c in CITIES])[city],
         opened=opened,
         income=_incomes(segment, trade, settings, rng),
-        is_dormant=~is_business & ~is_new & (rng.random(n) < settings["dormant_share"]),
+        is_dormant=~is_business & ~is_new & happens(rng, settings["dormant_share"], n),
     )
 
 
