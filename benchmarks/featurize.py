@@ -83,9 +83,7 @@ def main(rows: int) -> None:
         for window in WINDOWS:
             assert (got[window] == expected[window]).all(), (peer.__name__, window)
         a, b = timed(lambda: ours(frame)), timed(lambda peer=peer: peer(frame))
-        print(
-            f"count_and_sum_4_windows_vs_{peer.__name__}: ratio {b / a:.2f} (ours {a:.2f} s, peer {b:.2f} s, rows {frame.height})"
-        )
+        line("count_and_sum_4_windows_vs_" + peer.__name__, a, b, frame.height)
     a, b = timed(lambda: ours(frame, 7 * 3_600_000_000)), timed(lambda: ours(frame))
     line("late_records_vs_none", a, b, frame.height)
 
