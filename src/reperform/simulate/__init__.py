@@ -17,6 +17,7 @@ from reperform.simulate.filings import write_filings
 from reperform.simulate.identifiers import references
 from reperform.simulate.places import ZONES
 from reperform.simulate.rates import rate_at
+from reperform.simulate.settings import BackgroundSettings, checked
 from reperform.simulate.world import World, build
 from reperform.tables import write_table
 
@@ -59,11 +60,12 @@ def simulate(params: SimulateParams) -> Simulated:
     Raises:
         ReperformError: when the asked number of transactions leaves no room for shopping.
     """
-    world = build(params)
-    background = _background(world, params)
-    opening = ledger.opening_cents(background, world, params.background["overdraft_share"])
+    settings = checked(params)
+    world = build(params, settings)
+    background = _background(world, params, settings.background)
+    opening = ledger.opening_cents(background, world, settings.background.overdraft_share)
     planted = ledger.possible(
-        typologies.plant(world, ledger.history(background, opening), params.typologies, params.transactions), world
+        typologies.plant(world, ledger.history(background, opening), settings.typologies, params.transactions), world
     )
     planted_rows = ledger.legs(planted, world, world.rng("references", "planted"))
     # Payment numbers of planted rows continue those of the background.
@@ -73,7 +75,7 @@ def simulate(params: SimulateParams) -> Simulated:
     return Simulated(
         transactions=schemas.checked(_transactions(rows, world), schemas.TRANSACTIONS),
         accounts=schemas.checked(_accounts(world), schemas.ACCOUNTS),
-        labels=schemas.checked(_times(labels.confirmed(rows, params.labels, params.seed)), schemas.LABELS),
+        labels=schemas.checked(_times(labels.confirmed(rows, settings.labels, params.seed)), schemas.LABELS),
         truth=_truth(rows),
         rates=world.rates,
         world=world,
@@ -98,15 +100,14 @@ def deliver(made: Simulated, params: SimulateParams, raw: Path) -> pl.DataFrame:
     )
 
 
-def _background(world: World, params: SimulateParams) -> pl.DataFrame:
+def _background(world: World, params: SimulateParams, settings: BackgroundSettings) -> pl.DataFrame:
     """Account rows of ordinary life; shopping fills what regular payments leave of the asked number."""
-    settings = params.background
     regular = ledger.possible(
         ledger.together(
             [
-                people.habits(world, settings["people"]),
-                business.habits(world, settings["business"]),
-                lookalikes.habits(world, settings["lookalikes"]),
+                people.habits(world, settings.people),
+                business.habits(world, settings.business),
+                lookalikes.habits(world, settings.lookalikes),
             ]
         ),
         world,
@@ -121,9 +122,11 @@ def _background(world: World, params: SimulateParams) -> pl.DataFrame:
             where="simulate.transactions",
             fix="ask for more transactions or fewer accounts",
         )
-    away = spending.journeys(world, settings["spending"])
-    shopping = spending.purchases(world, away, settings["spending"], rows=round(left * 1.02) + 10)
-    shopping = ledger.possible(shopping, world).sample(n=left, seed=params.seed, shuffle=False)
+    away = spending.journeys(world, settings.spending)
+    shopping = spending.purchases(world, away, settings.spending, rows=round(left * 1.02) + 10)
+    shopping = ledger.possible(shopping, world)
+    kept = np.sort(world.rng("spending", "kept").permutation(shopping.height)[:left])
+    shopping = shopping[kept]
     rows = ledger.legs(ledger.together([regular, shopping]), world, world.rng("references", "background"))
     return ledger.without_ties(rows)
 

@@ -9,13 +9,14 @@ from reperform.simulate.clock import HOUR_S
 from reperform.simulate.draws import CENTS, Ints, happens, human_cents, lognormal_cents, per_owner, rounded_cents
 from reperform.simulate.ledger import payments, together
 from reperform.simulate.people import cash_deposits, local_s, monthly_days, settlement_s, transfer_channel
+from reperform.simulate.settings import BusinessSettings
 from reperform.simulate.world import World
 
 NIGHT_TRADES = ("restaurant", "logistics")
 WIRED_INVOICE_CENTS, WIRED_DEAL_CENTS = 5_000_000, 1_500_000
 
 
-def habits(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def habits(world: World, settings: BusinessSettings) -> pl.DataFrame:
     """Everything that businesses do regularly."""
     return together(
         [
@@ -35,11 +36,11 @@ def _of_trade(world: World, *trades: str) -> Ints:
     return world.accounts.where(np.isin(world.accounts.trade, trades))
 
 
-def card_takings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def card_takings(world: World, settings: BusinessSettings) -> pl.DataFrame:
     """What acquirers pay out for card sales: some shops are settled daily, others weekly."""
     rng, accounts, period = world.rng("business", "card_takings"), world.accounts, world.calendar
     shops = _of_trade(world, "shop", "restaurant", "marketplace")
-    daily = happens(rng, settings["daily_settlement_share"], shops.size)
+    daily = happens(rng, settings.daily_settlement_share, shops.size)
     acquirer = world.outsiders(rng, "acquirer", shops.size)
     open_days = np.flatnonzero(period.is_business)
     weekly_day = rng.integers(0, 5, shops.size)
@@ -56,11 +57,11 @@ def card_takings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     )
 
 
-def cash_takings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def cash_takings(world: World, settings: BusinessSettings) -> pl.DataFrame:
     """Cash of shops and restaurants, brought to the bank about once a week, usually short of the reporting limit."""
     rng, accounts = world.rng("business", "cash_takings"), world.accounts
     tills = _of_trade(world, "shop", "restaurant")
-    tills = tills[happens(rng, settings["cash_till_share"], tills.size)]
+    tills = tills[happens(rng, settings.cash_till_share, tills.size)]
     owner = per_owner(rng, world.calendar.days / 9, tills)
     cents = rounded_cents(lognormal_cents(rng, accounts.income[owner] * 0.07, 0.45, owner.size), 10)
     # Insurance covers a limited sum on the way to the bank, so that takings are split before they reach it.
@@ -68,22 +69,22 @@ def cash_takings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     return cash_deposits(world, rng, owner, cents, lookalike="cash_takings")
 
 
-def suppliers(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def suppliers(world: World, settings: BusinessSettings) -> pl.DataFrame:
     """Invoices paid to a handful of suppliers, some of which bank here, every one to six weeks."""
     rng, accounts = world.rng("business", "suppliers"), world.accounts
     businesses = accounts.where(accounts.is_business)
-    buyer = per_owner(rng, settings["suppliers_per_business"], businesses)
+    buyer = per_owner(rng, settings.suppliers_per_business, businesses)
     here = happens(rng, 0.45, buyer.size) & (businesses.size > 1)
     seller = np.where(here, rng.choice(businesses, buyer.size), world.outsiders(rng, "firm", buyer.size))
     usual = accounts.income[buyer] * 0.35 * rng.dirichlet(np.ones(6), buyer.size)[:, 0]
     return _invoices(world, rng, buyer, seller, usual, clock=buyer)
 
 
-def customers(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def customers(world: World, settings: BusinessSettings) -> pl.DataFrame:
     """Invoices paid by customers who bank elsewhere."""
     rng, accounts = world.rng("business", "customers"), world.accounts
     sellers = _of_trade(world, "services", "contractor", "logistics", "escrow", "landlord")
-    seller = per_owner(rng, settings["customers_per_business"], sellers)
+    seller = per_owner(rng, settings.customers_per_business, sellers)
     buyer = world.outsiders(rng, "firm", seller.size)
     usual = accounts.income[seller] * 0.9 * rng.dirichlet(np.ones(6), seller.size)[:, 0]
     return _invoices(world, rng, buyer, seller, usual, clock=seller)
@@ -129,18 +130,18 @@ def taxes(world: World) -> pl.DataFrame:
     )
 
 
-def payouts(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def payouts(world: World, settings: BusinessSettings) -> pl.DataFrame:
     """Marketplaces pay their sellers every other week, many at once."""
     rng, accounts, period = world.rng("business", "payouts"), world.accounts, world.calendar
     hosts = _of_trade(world, "marketplace")
-    sellers = {int(h): world.outsiders(rng, "person", settings["sellers_per_marketplace"]) for h in hosts}
+    sellers = {int(h): world.outsiders(rng, "person", settings.sellers_per_marketplace) for h in hosts}
     frames = []
     for host in hosts.tolist():
         for day in period.next_business(np.arange(rng.integers(0, 14), period.days, 14)).tolist():
             due = sellers[host][happens(rng, 0.55, sellers[host].size)]
             start_s = int(local_s(rng, 1, around_h=10, spread_h=3)[0])
             at_s = period.at(day, start_s + np.sort(rng.integers(0, 1800, due.size)), accounts.zone[host])
-            median = accounts.income[host] * 0.3 / settings["sellers_per_marketplace"]
+            median = accounts.income[host] * 0.3 / settings.sellers_per_marketplace
             cents = lognormal_cents(rng, median, 0.7, due.size)
             frames.append(
                 payments(payer=host, payee=due, at_s=at_s, cents=cents, channel="transfer", lookalike="payout_run")
@@ -148,10 +149,10 @@ def payouts(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     return together(f for f in frames if f.height)
 
 
-def held_money(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def held_money(world: World, settings: BusinessSettings) -> pl.DataFrame:
     """Notaries and agents receive large sums and pass nearly all of it on within hours or days."""
     rng, accounts, period = world.rng("business", "held_money"), world.accounts, world.calendar
-    agents = per_owner(rng, settings["deals_per_agent"] * period.days / 30, _of_trade(world, "escrow"))
+    agents = per_owner(rng, settings.deals_per_agent * period.days / 30, _of_trade(world, "escrow"))
     size = agents.size
     day = period.next_business(rng.integers(0, period.days, size))
     at_s = period.at(day, local_s(rng, size, around_h=11, spread_h=2.5), accounts.zone[agents])
@@ -173,10 +174,10 @@ def held_money(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     return together([into, out])
 
 
-def night_work(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def night_work(world: World, settings: BusinessSettings) -> pl.DataFrame:
     """Restaurants and carriers pay staff and drivers at night; offices now and then work late before a closing."""
     rng, accounts, period = world.rng("business", "night_work"), world.accounts, world.calendar
-    owners = per_owner(rng, settings["night_payments"] * period.days / 30, _of_trade(world, *NIGHT_TRADES))
+    owners = per_owner(rng, settings.night_payments * period.days / 30, _of_trade(world, *NIGHT_TRADES))
     late = per_owner(rng, period.days / 45, _of_trade(world, "services", "contractor", "escrow"))
     who = np.concatenate([owners, late])
     regular = world.outsiders(rng, "person", accounts.number * 4).reshape(accounts.number, 4)

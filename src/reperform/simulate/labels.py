@@ -7,11 +7,12 @@ import polars as pl
 
 from reperform.simulate.clock import DAY_S, HOUR_S, SATURDAY
 from reperform.simulate.draws import Bools, Ints, generator, happens
+from reperform.simulate.settings import LabelSettings
 
 OFFICE_OPENS_H, OFFICE_HOURS = 8, 9
 
 
-def confirmed(rows: pl.DataFrame, settings: dict[str, Any], seed: int) -> pl.DataFrame:
+def confirmed(rows: pl.DataFrame, settings: LabelSettings, seed: int) -> pl.DataFrame:
     """The labels that investigators recorded.
 
     Args:
@@ -27,7 +28,7 @@ def confirmed(rows: pl.DataFrame, settings: dict[str, Any], seed: int) -> pl.Dat
     return pl.concat(found).sort("confirmed_s", "transaction_id")
 
 
-def _found(planted: pl.DataFrame, settings: dict[str, Any], seed: int) -> pl.DataFrame:
+def _found(planted: pl.DataFrame, settings: LabelSettings, seed: int) -> pl.DataFrame:
     frames = [
         _case(event, case, settings, generator(seed, "labels", str(event[0])))
         for event, case in planted.sort("event", "known_s", "transaction_id").group_by("event", maintain_order=True)
@@ -36,18 +37,16 @@ def _found(planted: pl.DataFrame, settings: dict[str, Any], seed: int) -> pl.Dat
 
 
 def _case(
-    event: tuple[Any, ...], case: pl.DataFrame, settings: dict[str, Any], rng: np.random.Generator
+    event: tuple[Any, ...], case: pl.DataFrame, settings: LabelSettings, rng: np.random.Generator
 ) -> pl.DataFrame:
     """One event's labels: usually all of its rows become known together, within a day or two of one another."""
-    if rng.random() < settings["event_never_share"]:
+    if rng.random() < settings.event_never_share:
         return _nothing()
-    delay_days = settings["median_delay_days"] * np.exp(rng.normal(0, settings["delay_sigma"]))
+    delay_days = settings.median_delay_days * np.exp(rng.normal(0, settings.delay_sigma))
     each_s = delay_days * rng.uniform(0.8, 1.2, case.height) * DAY_S
     confirmed_s = in_office_hours(case["known_s"].to_numpy() + each_s.astype(np.int64), rng)
-    typology = str(event[0]).rsplit("-", 1)[0] if rng.random() >= settings["unnamed_share"] else None
-    kept = _recorded_legs(case, settings["one_leg_share"], rng) & (
-        ~happens(rng, settings["row_missed_share"], case.height)
-    )
+    typology = str(event[0]).rsplit("-", 1)[0] if rng.random() >= settings.unnamed_share else None
+    kept = _recorded_legs(case, settings.one_leg_share, rng) & (~happens(rng, settings.row_missed_share, case.height))
     return _labels(case, confirmed_s, is_anomaly=True, typology=typology).filter(pl.Series(kept))
 
 
@@ -65,13 +64,13 @@ def _recorded_legs(case: pl.DataFrame, one_leg_share: float, rng: np.random.Gene
     return np.asarray(~is_left_out)
 
 
-def _reviewed(innocent: pl.DataFrame, settings: dict[str, Any], seed: int) -> pl.DataFrame:
+def _reviewed(innocent: pl.DataFrame, settings: LabelSettings, seed: int) -> pl.DataFrame:
     """Rows that somebody looked into and found normal; a slower business than confirming a crime."""
     rng = generator(seed, "labels", "reviewed")
     seen = innocent.sort("known_s", "transaction_id").filter(
-        pl.Series(happens(rng, settings["reviewed_normal_share"], innocent.height), dtype=pl.Boolean)
+        pl.Series(happens(rng, settings.reviewed_normal_share, innocent.height), dtype=pl.Boolean)
     )
-    delay_days = settings["median_delay_days"] * 1.3 * np.exp(rng.normal(0, settings["delay_sigma"], seen.height))
+    delay_days = settings.median_delay_days * 1.3 * np.exp(rng.normal(0, settings.delay_sigma, seen.height))
     confirmed_s = in_office_hours(seen["known_s"].to_numpy() + (delay_days * DAY_S).astype(np.int64), rng)
     return _labels(seen, confirmed_s, is_anomaly=False, typology=None)
 

@@ -9,10 +9,11 @@ from reperform.simulate.clock import DAY_S, HOUR_S
 from reperform.simulate.draws import Ints, happens, human_cents, lognormal_cents, priced_cents
 from reperform.simulate.ledger import payments, together
 from reperform.simulate.people import settlement_s
+from reperform.simulate.settings import LookalikeSettings
 from reperform.simulate.world import World
 
 
-def habits(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def habits(world: World, settings: LookalikeSettings) -> pl.DataFrame:
     """All of them, each with its own stream; `settings` says how many of each a world of 2,000 accounts sees."""
     scale = world.accounts.number / 2000
     makers = {
@@ -28,7 +29,7 @@ def habits(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     frames = []
     for name, make in makers.items():
         rng = world.rng("lookalikes", name)
-        frames += [make(world, rng) for _ in range(max(round(settings[name] * scale), 1))]
+        frames += [make(world, rng) for _ in range(max(round(getattr(settings, name) * scale), 1))]
     return together(frames)
 
 

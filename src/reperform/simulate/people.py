@@ -18,12 +18,13 @@ from reperform.simulate.draws import (
     rounded_cents,
 )
 from reperform.simulate.ledger import OUTSIDE, payments, together
+from reperform.simulate.settings import PeopleSettings
 from reperform.simulate.world import World
 
 WIRED_CENTS = 600_000
 
 
-def habits(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def habits(world: World, settings: PeopleSettings) -> pl.DataFrame:
     """Everything that people do regularly or now and then, apart from shopping."""
     return together(
         [
@@ -80,15 +81,15 @@ def settlement_s(rng: np.random.Generator, channel: Any, size: int) -> Ints:
     return np.asarray(np.select([channel == "instant", channel == "wire"], [fast, days], hours))
 
 
-def wages(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def wages(world: World, settings: PeopleSettings) -> pl.DataFrame:
     """Wages, pensions and grants, once a month; half of the employees work for businesses that bank here."""
     rng, accounts = world.rng("people", "wages"), world.accounts
-    earners = accounts.where(accounts.is_person & happens(rng, settings["earner_share"], accounts.number))
+    earners = accounts.where(accounts.is_person & happens(rng, settings.earner_share, accounts.number))
     employer = world.outsiders(rng, "employer", earners.size)
     for country in np.unique(world.parties.country[earners]):
         here = np.flatnonzero(world.parties.country[earners] == country)
         hiring = accounts.where(accounts.is_business & (world.parties.country[: accounts.number] == country))
-        staff = here[happens(rng, settings["employed_here_share"], here.size) & (hiring.size > 0)]
+        staff = here[happens(rng, settings.employed_here_share, here.size) & (hiring.size > 0)]
         if staff.size:
             employer[staff] = hiring[by_weight(rng, accounts.income[hiring] ** 0.6, staff.size)]
     # Whoever pays, pays everybody on the same day.
@@ -107,13 +108,13 @@ def wages(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     )
 
 
-def rents(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def rents(world: World, settings: PeopleSettings) -> pl.DataFrame:
     """Rent to landlords who bank here or elsewhere, in the first days of the month."""
     rng, accounts = world.rng("people", "rents"), world.accounts
-    tenants = accounts.where(accounts.is_person & happens(rng, settings["tenant_share"], accounts.number))
+    tenants = accounts.where(accounts.is_person & happens(rng, settings.tenant_share, accounts.number))
     landlord = world.outsiders(rng, "firm", tenants.size)
     letting = accounts.where(accounts.trade == "landlord")
-    here = happens(rng, settings["rents_here_share"], tenants.size)
+    here = happens(rng, settings.rents_here_share, tenants.size)
     for country in np.unique(world.parties.country[tenants]):
         own = letting[world.parties.country[letting] == country]
         mine = np.flatnonzero(here & (world.parties.country[tenants] == country))
@@ -132,10 +133,10 @@ def rents(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     )
 
 
-def bills(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def bills(world: World, settings: PeopleSettings) -> pl.DataFrame:
     """Utilities, phone, insurance and subscriptions by direct debit, collected at night; amounts hardly vary."""
     rng, accounts = world.rng("people", "bills"), world.accounts
-    contracts = per_owner(rng, settings["bills_per_account"], accounts.where(~accounts.is_dormant))
+    contracts = per_owner(rng, settings.bills_per_account, accounts.where(~accounts.is_dormant))
     biller = world.outsiders(rng, "biller", contracts.size)
     usual = priced_cents(rng, lognormal_cents(rng, 42, 0.8, contracts.size))
     usual = np.where(accounts.is_business[contracts], usual * 4, usual)
@@ -173,12 +174,12 @@ def _firsts(world: World) -> Ints:
     return np.array([first for first, _ in world.calendar.months]) + 1
 
 
-def friends(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def friends(world: World, settings: PeopleSettings) -> pl.DataFrame:
     """Small transfers within circles of friends: splitting a bill, a gift, the money back."""
     rng, accounts = world.rng("people", "friends"), world.accounts
     people = accounts.where(accounts.is_person)
     circle = _circles(world, people, rng)
-    payer_at = per_owner(rng, settings["to_friends"] * world.intensity, np.arange(people.size))
+    payer_at = per_owner(rng, settings.to_friends * world.intensity, np.arange(people.size))
     size = payer_at.size
     friend = circle[payer_at, by_weight(rng, [8, 5, 3, 2, 1], size)]
     outside = happens(rng, 0.35, size)
@@ -205,12 +206,12 @@ def _circles(world: World, people: Ints, rng: np.random.Generator) -> Ints:
     return np.asarray(people[order[(place[:, None] + steps) % people.size]])
 
 
-def one_offs(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def one_offs(world: World, settings: PeopleSettings) -> pl.DataFrame:
     """Payments to and from strangers: a craftsman, a used car, a deposit, a tax refund, an inheritance."""
     rng, accounts = world.rng("people", "one_offs"), world.accounts
     people = accounts.where(accounts.is_person)
-    out = per_owner(rng, settings["to_strangers"] * world.intensity, people)
-    into = per_owner(rng, settings["from_strangers"] * world.intensity, people)
+    out = per_owner(rng, settings.to_strangers * world.intensity, people)
+    into = per_owner(rng, settings.from_strangers * world.intensity, people)
     mine = np.concatenate([out, into])
     kind = np.where(happens(rng, 0.65, mine.size), 0, 1)
     stranger = np.where(kind == 0, world.outsiders(rng, "person", mine.size), world.outsiders(rng, "firm", mine.size))
@@ -230,10 +231,10 @@ def one_offs(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     )
 
 
-def savings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def savings(world: World, settings: PeopleSettings) -> pl.DataFrame:
     """Monthly savings to an account elsewhere, and now and then some of it back."""
     rng, accounts = world.rng("people", "savings"), world.accounts
-    savers = accounts.where(accounts.is_person & happens(rng, settings["saver_share"], accounts.number))
+    savers = accounts.where(accounts.is_person & happens(rng, settings.saver_share, accounts.number))
     elsewhere = world.outsiders(rng, "person", savers.size)
     who, day = monthly_days(world, rng.integers(1, 28, savers.size))
     back = happens(rng, 0.1, who.size)
@@ -251,13 +252,13 @@ def savings(world: World, settings: dict[str, Any]) -> pl.DataFrame:
     )
 
 
-def cash_in(world: World, settings: dict[str, Any]) -> pl.DataFrame:
+def cash_in(world: World, settings: PeopleSettings) -> pl.DataFrame:
     """Cash that people bring to the counter: tips of many, takings of a few, often just under a round sum."""
     rng, accounts = world.rng("people", "cash_in"), world.accounts
     people = accounts.where(accounts.is_person)
     weeks = world.calendar.days / 7
-    some = people[happens(rng, settings["cash_worker_share"], people.size)]
-    heavy = people[happens(rng, settings["cash_heavy_share"], people.size)]
+    some = people[happens(rng, settings.cash_worker_share, people.size)]
+    heavy = people[happens(rng, settings.cash_heavy_share, people.size)]
     often = per_owner(rng, weeks * 0.5, some)
     big = per_owner(rng, weeks * 0.7, heavy)
     usual = dict(zip(heavy.tolist(), np.exp(rng.normal(np.log(3800), 0.55, heavy.size)).tolist(), strict=True))

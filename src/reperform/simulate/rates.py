@@ -1,19 +1,20 @@
 """Daily exchange rates: a random walk, published on business days at 16:00 UTC."""
 
+from collections.abc import Mapping
 from datetime import date, timedelta
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from reperform.simulate.clock import HOUR_S, SATURDAY, epoch_s
 from reperform.simulate.draws import Floats, Ints, generator
+from reperform.simulate.settings import Walk
 
 PUBLISHED_S = 16 * HOUR_S
 DAYS_BEFORE = 12
 
 
-def exchange_rates(start: date, days: int, settings: dict[str, Any], seed: int) -> pl.DataFrame:
+def exchange_rates(start: date, days: int, settings: Mapping[str, Walk], seed: int) -> pl.DataFrame:
     """Rates to the base currency, from some days before the period until its end.
 
     Args:
@@ -31,7 +32,7 @@ def exchange_rates(start: date, days: int, settings: dict[str, Any], seed: int) 
         pl.DataFrame(
             {
                 "currency": np.repeat(currency, published.size),
-                "rate_to_base": _walk(generator(seed, "rates", currency), published.size, **walk),
+                "rate_to_base": _path(walk, generator(seed, "rates", currency), published.size),
                 "published_s": published,
             }
         )
@@ -49,6 +50,5 @@ def rate_at(rates: pl.DataFrame, currency: str, at_s: Ints) -> Floats:
     return own["rate_to_base"].to_numpy()[np.maximum(position, 0)]
 
 
-def _walk(rng: np.random.Generator, steps: int, *, first: float, daily_volatility: float) -> Floats:
-    path = first * np.exp(np.cumsum(rng.normal(0, daily_volatility, steps)))
-    return np.round(path, 5)
+def _path(walk: Walk, rng: np.random.Generator, steps: int) -> Floats:
+    return np.asarray(np.round(walk.first * np.exp(np.cumsum(rng.normal(0, walk.daily_volatility, steps))), 5))

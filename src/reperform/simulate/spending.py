@@ -19,6 +19,7 @@ from reperform.simulate.draws import (
 )
 from reperform.simulate.ledger import payments
 from reperform.simulate.places import CITIES, ZONES
+from reperform.simulate.settings import SpendingSettings
 from reperform.simulate.world import World
 
 AT_HOME, ON_THE_WAY = -1, -2
@@ -45,11 +46,11 @@ class Journeys:
     city: Ints
 
 
-def journeys(world: World, settings: dict[str, Any]) -> Journeys:
+def journeys(world: World, settings: SpendingSettings) -> Journeys:
     """Holidays and business trips of people, more of them towards summer."""
     rng, accounts, days = world.rng("spending", "journeys"), world.accounts, world.calendar.days
     city = np.full((accounts.number, days), AT_HOME, dtype=np.int64)
-    travellers = np.flatnonzero(accounts.is_person & happens(rng, settings["traveller_share"], accounts.number))
+    travellers = np.flatnonzero(accounts.is_person & happens(rng, settings.traveller_share, accounts.number))
     trips = np.repeat(travellers, rng.integers(1, 4, travellers.size))
     season = 0.6 + np.arange(days) / days
     first = by_weight(rng, season, trips.size)
@@ -62,7 +63,7 @@ def journeys(world: World, settings: dict[str, Any]) -> Journeys:
     return Journeys(city)
 
 
-def purchases(world: World, away: Journeys, settings: dict[str, Any], rows: int) -> pl.DataFrame:
+def purchases(world: World, away: Journeys, settings: SpendingSettings, rows: int) -> pl.DataFrame:
     """So many purchases and cash withdrawals, over all accounts in use.
 
     Args:
@@ -75,13 +76,13 @@ def purchases(world: World, away: Journeys, settings: dict[str, Any], rows: int)
     account = np.sort(by_weight(rng, shopping_rate(world, rng), rows))
     day = _days(world, rng, account)
     where = away.city[account, day]
-    online_share = np.where(accounts.is_business, 0.45, settings["online_share"]) * np.exp(
+    online_share = np.where(accounts.is_business, 0.45, settings.online_share) * np.exp(
         rng.normal(0, 0.35, accounts.number)
     )
     # Online shopping gains a little through the period.
     is_online = happens(rng, online_share[account] * (0.9 + 0.25 * day / world.calendar.days), rows)
     is_online |= where == ON_THE_WAY
-    is_atm = ~is_online & happens(rng, settings["atm_share"], rows)
+    is_atm = ~is_online & happens(rng, settings.atm_share, rows)
     city = np.where(where >= 0, where, accounts.city[account])
     shop = _shops(world, rng, account, city, where >= 0)
     shop = np.where(is_atm, _machines(world, rng, account, city), shop)

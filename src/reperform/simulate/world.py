@@ -1,19 +1,17 @@
 """Who is there: institutions, their accounts, and everybody else that accounts deal with."""
 
 from dataclasses import dataclass
-from datetime import date
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from reperform.errors import ReperformError, nearest
 from reperform.params import SimulateParams
 from reperform.simulate.clock import Calendar, calendar
 from reperform.simulate.draws import Bools, Floats, Ints, Texts, by_weight, generator, happens
 from reperform.simulate.identifiers import account_ids, outsider_ids
 from reperform.simulate.places import CITIES, ZONES, City
 from reperform.simulate.rates import exchange_rates
+from reperform.simulate.settings import BackgroundSettings, WorldSettings
 
 PERSON_SEGMENTS = ("retail", "student", "senior", "premium")
 OUTSIDER_KINDS = ("shop", "online", "atm", "branch", "person", "firm", "employer", "biller", "acquirer")
@@ -139,53 +137,45 @@ class World:
         return np.array([i.currency for i in self.institutions])[self.accounts.institution]
 
 
-def build(params: SimulateParams) -> World:
+def build(params: SimulateParams, settings: WorldSettings) -> World:
     """The people and places of the demo world, before anything happens."""
-    settings = params.background
-    institutions = tuple(_institution(name, values) for name, values in params.institutions.items())
-    period = calendar(params.start, params.days, [date.fromisoformat(str(d)) for d in settings["holidays"]])
-    accounts = _accounts(params, institutions, generator(params.seed, "accounts"))
+    background = settings.background
+    institutions = tuple(
+        Institution(name, bank.format, bank.share, bank.currency, tuple(bank.countries))
+        for name, bank in settings.institutions.items()
+    )
+    period = calendar(params.start, params.days, background.holidays)
+    accounts = _accounts(params, institutions, background, generator(params.seed, "accounts"))
     return World(
         seed=params.seed,
         calendar=period,
         institutions=institutions,
         accounts=accounts,
         parties=_parties(accounts, institutions, generator(params.seed, "parties")),
-        rates=exchange_rates(params.start, params.days, settings["rates"], params.seed),
+        rates=exchange_rates(params.start, params.days, background.rates, params.seed),
         # 150 rows per account in 180 days is what the habits are written for.
         intensity=params.transactions / params.accounts / 150 * 180 / params.days,
     )
 
 
-def _institution(name: str, values: dict[str, Any]) -> Institution:
-    known = ("format", "share", "currency", "countries")
-    for key in values:
-        if key not in known:
-            raise ReperformError(
-                f"Unknown setting {key!r} of institution {name}.",
-                expected=", ".join(known),
-                got=key,
-                where=f"simulate.institutions.{name}",
-                fix=nearest(key, known),
-            )
-    return Institution(
-        name, values["format"], float(values["share"]), values["currency"], tuple(map(str, values["countries"]))
-    )
-
-
-def _accounts(params: SimulateParams, institutions: tuple[Institution, ...], rng: np.random.Generator) -> Accounts:
-    n, settings = params.accounts, params.background
+def _accounts(
+    params: SimulateParams,
+    institutions: tuple[Institution, ...],
+    settings: BackgroundSettings,
+    rng: np.random.Generator,
+) -> Accounts:
+    n = params.accounts
     institution = np.sort(_exact_shares(n, [i.share for i in institutions]))
-    segments = settings["segments"]
+    segments = settings.segments
     segment = np.array(list(segments))[_exact_shares(n, list(segments.values()))]
     rng.shuffle(segment)
-    trades = settings["trades"]
+    trades = settings.trades
     is_business = segment == "business"
     trade = np.full(n, "", dtype="<U16")
     trade[is_business] = np.array(list(trades))[_exact_shares(int(is_business.sum()), list(trades.values()))]
     trade[is_business] = rng.permutation(trade[is_business])
     city = _home_cities(institution, institutions, rng)
-    is_new = happens(rng, settings["new_account_share"], n)
+    is_new = happens(rng, settings.new_account_share, n)
     opened = np.where(is_new, rng.integers(5, params.days - 25, n), -rng.integers(40, 4500, n))
     return Accounts(
         institution=institution,
@@ -195,7 +185,7 @@ def _accounts(params: SimulateParams, institutions: tuple[Institution, ...], rng
         zone=np.array([ZONES.index(c.zone) for c in CITIES])[city],
         opened=opened,
         income=_incomes(segment, trade, settings, rng),
-        is_dormant=~is_business & ~is_new & happens(rng, settings["dormant_share"], n),
+        is_dormant=~is_business & ~is_new & happens(rng, settings.dormant_share, n),
     )
 
 
@@ -213,8 +203,8 @@ def _home_cities(institution: Ints, institutions: tuple[Institution, ...], rng: 
     return city
 
 
-def _incomes(segment: Texts, trade: Texts, settings: dict[str, Any], rng: np.random.Generator) -> Floats:
-    medians = settings["monthly_income"]
+def _incomes(segment: Texts, trade: Texts, settings: BackgroundSettings, rng: np.random.Generator) -> Floats:
+    medians = settings.monthly_income
     median = np.array([float(medians[t or s]) for s, t in zip(segment.tolist(), trade.tolist(), strict=True)])
     spread = np.where(segment == "business", 0.7, 0.35)
     return np.asarray(np.round(median * np.exp(rng.normal(0, 1, segment.size) * spread), 2))
