@@ -11,6 +11,7 @@ import yaml
 
 from reperform.__main__ import parser
 from reperform.params import SECTIONS
+from reperform.report import READING_NOTEBOOKS
 from reperform.stages import BY_NAME, STAGES
 from tests.conftest import ROOT
 
@@ -97,8 +98,9 @@ def all_imports(module: str, seen: set[str]) -> set[str]:
 def modules_of(name: str) -> set[str]:
     """What a stage's module and its notebook import, and what that imports; figures are named file by file."""
     seen = all_imports(name, set())
-    notebook = BY_NAME[name].notebook
-    if notebook:
+    stage_notebook = BY_NAME[name].notebook
+    narrated = list(READING_NOTEBOOKS) if name == "report" else [stage_notebook] if stage_notebook else []
+    for notebook in narrated:
         for module in imported_modules(ROOT / "notebooks" / f"{notebook}.ipynb") - {"figures"}:
             all_imports(module, seen)
     return seen
