@@ -51,9 +51,9 @@ def payments(
     values = {
         "payer": payer, "payee": payee, "at_s": at_s, "cents": cents, "channel": channel, "settle_s": settle_s,
     }  # fmt: skip
-    size = max(np.size(v) for v in values.values())
-    columns = {name: np.broadcast_to(np.asarray(value), (size,)) for name, value in values.items()}
-    frame = pl.DataFrame({name: _series(column) for name, column in columns.items()})
+    # A part of a small world may have nobody in it: arrays without elements stay so beside scalars.
+    columns = np.broadcast_arrays(*(np.atleast_1d(value) for value in values.values()))
+    frame = pl.DataFrame({name: _series(column) for name, column in zip(values, columns, strict=True)})
     kinds = lookalike if lookalike is None or isinstance(lookalike, str) else pl.Series(lookalike, dtype=pl.String)
     return frame.with_columns(
         pl.lit(event, pl.String).alias("event"),

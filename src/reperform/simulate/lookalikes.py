@@ -29,7 +29,8 @@ def habits(world: World, settings: LookalikeSettings) -> pl.DataFrame:
     frames = []
     for name, make in makers.items():
         rng = world.rng("lookalikes", name)
-        frames += [make(world, rng) for _ in range(max(round(getattr(settings, name) * scale), 1))]
+        wanted = getattr(settings, name)
+        frames += [make(world, rng) for _ in range(max(round(wanted * scale), min(wanted, 1)))]
     return together(frames)
 
 

@@ -17,6 +17,7 @@ PERSON_SEGMENTS = ("retail", "student", "senior", "premium")
 OUTSIDER_KINDS = ("shop", "online", "atm", "branch", "person", "firm", "employer", "biller", "acquirer")
 KM_PER_DEGREE = 111.2
 REFERENCE_ACCOUNTS = 2000
+FEWEST_DORMANT = 6
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,16 @@ def _accounts(
         zone=np.array([ZONES.index(c.zone) for c in CITIES])[city],
         opened=opened,
         income=_incomes(segment, trade, settings, rng),
-        is_dormant=~is_business & ~is_new & happens(rng, settings.dormant_share, n),
+        is_dormant=_asleep(~is_business & ~is_new, settings.dormant_share, rng),
     )
+
+
+def _asleep(eligible: Bools, share: float, rng: np.random.Generator) -> Bools:
+    """A share of those who can be dormant; a few even in a small world, as some shall wake up in every one."""
+    order = rng.permutation(np.flatnonzero(eligible))
+    asleep = np.zeros(eligible.size, dtype=np.bool_)
+    asleep[order[: max(round(share * order.size), FEWEST_DORMANT)]] = True
+    return asleep
 
 
 def _exact_shares(n: int, shares: list[float]) -> Ints:
