@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.style  # noqa: F401  # outside of notebooks nothing else loads it, and the project style needs it
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes

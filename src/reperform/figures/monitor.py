@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import matplotlib.style  # noqa: F401  # outside of notebooks nothing else loads it, and the project style needs it
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter, DayLocator

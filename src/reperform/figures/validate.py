@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-import matplotlib.style  # noqa: F401  # outside of notebooks nothing else loads it, and the project style needs it
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
