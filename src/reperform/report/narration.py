@@ -9,6 +9,8 @@ from typing import Any
 from reperform import tables
 from reperform.errors import ReperformError
 
+PARAMETER_TAGS = {"parameters", "injected-parameters"}  # how papermill hands values over says nothing to a reader
+
 
 def as_markdown(executed: Path, folder: Path) -> str:
     """An executed notebook as Quarto-flavoured markdown.
@@ -26,7 +28,7 @@ def as_markdown(executed: Path, folder: Path) -> str:
         source = _text(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
             parts.append(source)
-        elif cell["cell_type"] == "code" and "injected-parameters" not in cell["metadata"].get("tags", []):
+        elif cell["cell_type"] == "code" and not PARAMETER_TAGS & set(cell["metadata"].get("tags", [])):
             parts.append(f"```python\n{source}\n```")
             parts += [_output(o, number, folder, executed) for o in cell["outputs"]]
     title, body = _title_and_body(parts, executed.stem)
