@@ -4,6 +4,7 @@ import codecs
 import re
 from collections.abc import Mapping
 from dataclasses import field, fields, replace
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -18,6 +19,7 @@ STRICT = ConfigDict(extra="forbid")
 AUTOMATIC = ("source_file", "source_record")  # filled by the reader itself
 FROM_AMOUNTS = ("amount", "direction")  # described under `amounts`, because the two belong together
 FROM_RATES = ("amount_base",)  # filled from exchange rates where no column gives it
+STEPS = "steps"  # a time format: numbers that count steps from a start
 RULE_OF_CODES = {"currency": "unknown_currency"}  # canonical columns whose values are looked up in a list of codes
 TARGETS: dict[str, pa.DataFrameSchema] = {**schemas.CANONICAL, schemas.RATES.name: schemas.RATES}
 
@@ -35,6 +37,9 @@ class Format:
         thousands: the thousands mark, if numbers carry one.
         final_newline: every row ends with a line break, so that a file without the last one was cut off.
         missing: texts that mean "no value", beside the empty field.
+        names: the columns by position, for files without a header line.
+        repeated_names: what a header means that names a column twice. `number` calls the second `Account` by the name
+            `Account 2`; `refuse` takes it for a damaged file.
     """
 
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
@@ -45,6 +50,8 @@ class Format:
     thousands: Literal["", ".", ",", " ", "'", "_"] = ""
     final_newline: bool = True
     missing: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    repeated_names: Literal["refuse", "number"] = "refuse"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -52,17 +59,27 @@ class Times:
     """How moments are written.
 
     Args:
-        format: `iso` (ISO 8601, with or without offset), `epoch_ms`, `epoch_s`, or a strftime pattern such as
-            `%d.%m.%Y %H:%M:%S`.
+        format: `iso` (ISO 8601, with or without offset), `epoch_ms`, `epoch_s`, `steps` (numbers that count steps
+            from `start`), or a strftime pattern such as `%d.%m.%Y %H:%M:%S`.
         time_zone: IANA name of the zone that texts without an offset are in, daylight saving included. Without it
             a text must carry its offset.
         ambiguous: what a local time means that the clock shows twice when daylight saving ends. `refuse` sends it to
             quarantine; nothing in the text can tell which of the two is meant.
+        start: the moment of step 0, in ISO 8601; UTC unless it says an offset.
+        step: how long a step is. Months are calendar months, counted in whole ones.
     """
 
     format: str = "iso"
     time_zone: str | None = None
     ambiguous: Literal["refuse", "earliest", "latest"] = "refuse"
+    start: str | None = None
+    step: Literal["second", "minute", "hour", "day", "month"] = "hour"
+
+    @property
+    def start_utc(self) -> datetime:
+        """The moment of step 0."""
+        moment = datetime.fromisoformat(str(self.start))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -111,6 +128,9 @@ class Column:
         column: a raw column.
         constant: the same text in every row, instead of a raw column.
         path: a regular expression over the file's name below the raw folder; its first group is the value.
+        columns: raw columns whose texts are joined by `join`; missing where one of them is.
+        record: the file's name and the record's number in it, such as `card.csv:000000012`: an identifier for rows
+            that carry none. It is as stable as the file; digits are padded so that ids sort as the rows stand.
         split: the mark at which the raw text is divided; `part` counts from 0.
         part: which part to keep.
         prefix: text to put before the value.
@@ -123,6 +143,9 @@ class Column:
     column: str | None = None
     constant: str | None = None
     path: str | None = None
+    columns: list[str] | None = None
+    join: str = " "
+    record: bool = False
     split: str | None = None
     part: Annotated[int, Field(ge=0)] = 0
     prefix: str = ""
@@ -130,6 +153,15 @@ class Column:
     add_days: float = 0.0
     format: str | None = None
     time_zone: str | None = None
+
+    def raw_columns(self) -> list[str]:
+        """The raw columns that it names."""
+        return [*([self.column] if self.column is not None else []), *(self.columns or [])]
+
+    def origins(self) -> list[str]:
+        """Which origins it has; exactly one is right."""
+        given = [key for key in ("column", "constant", "path") if getattr(self, key) is not None]
+        return [*given, *(["columns"] if self.columns else []), *(["record"] if self.record else [])]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -160,7 +192,7 @@ class TableSource:
 
     def raw_columns(self) -> list[str]:
         """Every raw column that it needs, each once, in the order in which the description names them."""
-        named = [column.column for column in self.columns.values() if column.column is not None]
+        named = [name for column in self.columns.values() for name in column.raw_columns()]
         named += self.amounts.raw_columns() if self.amounts else []
         return list(dict.fromkeys([*named, *self.only_when]))
 
@@ -213,11 +245,11 @@ def _plain_column(value: Any, where: str) -> Column:
     if "constant" in plain:
         plain["constant"] = text(plain["constant"])
     column: Column = params.build(Column, plain, where)
-    given = [key for key in ("column", "constant", "path") if getattr(column, key) is not None]
+    given = column.origins()
     if len(given) != 1:
         raise ReperformError(
             "A canonical column needs exactly one origin.",
-            expected="one of column, constant, path",
+            expected="one of column, constant, path, columns, record",
             got=" and ".join(given) or "none",
             where=where,
             fix="change it in conf/ingest/ and run `make params`",
@@ -280,11 +312,28 @@ def _check_formats(spec: TableSource, where: str) -> None:
             where=f"{where}.format.encoding",
             fix="mend it in conf/ingest/",
         ) from None
+    _check_steps(spec, where)
     zones = [spec.times.time_zone, *(column.time_zone for column in spec.columns.values())]
     for zone in zones:
         check_time_zone(zone, where)
     for name, column in spec.columns.items():
         _check_pattern(column.path, f"{where}.columns.{name}.path")
+
+
+def _check_steps(spec: TableSource, where: str) -> None:
+    formats = [spec.times.format, *(column.format for column in spec.columns.values())]
+    if STEPS not in formats:
+        return
+    try:
+        _ = spec.times.start_utc
+    except ValueError:
+        raise ReperformError(
+            "Steps need the moment of step 0.",
+            expected="`start` in ISO 8601, such as '2017-01-01T00:00:00Z'",
+            got=repr(spec.times.start),
+            where=f"{where}.times.start",
+            fix="say in conf/ingest/ when step 0 was; where nobody knows, any day will do: say so in a comment",
+        ) from None
 
 
 def check_time_zone(zone: str | None, where: str) -> None:

@@ -54,9 +54,10 @@ def parse(content: bytes, form: Format, needed: list[str], path: str) -> Records
     """
     text = decoded(content, form, path)
     records = _records(text, form, path)
-    header = _header(str(records[0]), form, path)
+    header = form.names or _header(str(records[0]), form, path)
     check_header(header, needed, path)
-    body = pl.DataFrame({ROW: records[1:]}).with_row_index(RECORD, offset=1).cast({RECORD: pl.Int64})
+    rows = records if form.names else records[1:]
+    body = pl.DataFrame({ROW: rows}).with_row_index(RECORD, offset=1).cast({RECORD: pl.Int64})
     body = body.filter(pl.col(ROW) != "")
     shaped = _with_shape(body, form)
     fits = pl.col("rule").is_null() & (pl.col("n_fields") == len(header))
@@ -159,13 +160,23 @@ def _header(line: str, form: Format, path: str) -> list[str]:
     else:
         fields = line.split(form.delimiter)
     names = [name.strip() for name in fields]
+    if form.repeated_names == "number":
+        names = numbered(names)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UnreadableFileError(
             path, "file_header", "the header names a column twice.",
-            expected="each column once", got=", ".join(twice), place="line 1", fix="ask the sender for a right file",
+            expected="each column once", got=", ".join(twice), place="line 1",
+            fix="ask the sender for a right file; if this source always does so, set `format.repeated_names: number`, "
+            "and call the second one by its name and 2",
         )  # fmt: skip
     return names
+
+
+def numbered(names: list[str]) -> list[str]:
+    """Column names with the second `Account` called `Account 2`, the third `Account 3`."""
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [name if count == 1 else f"{name} {count}" for name, count in zip(names, counts, strict=True)]
 
 
 def no_refusals() -> pl.DataFrame:

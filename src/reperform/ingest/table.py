@@ -1,6 +1,7 @@
 """Delimited text and Parquet by a column map: a new bank needs one description in conf/ingest/, and no code."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ MISSING = "missing_value"
 BOTH_SIDES = "debit_and_credit"
 UNKNOWN_CURRENCY = "unknown_currency"
 NOT_SELECTED = "not meant for this table (only_when)"
+_RECORD_DIGITS = 9
 _WHY = "__why"  # a struct of what refuses a record
 _REASON = pl.Struct({"rule": pl.String, "column": pl.String, "value": pl.String})
 REPEATED = "repeats an earlier record (one_row_per)"
@@ -214,10 +216,10 @@ def _typed(given: pl.Expr, name: str, kind: Any, spec: TableSource) -> Parsed:
 
 
 def _times(column: Column, spec: TableSource) -> Times:
-    return Times(
+    return replace(
+        spec.times,
         format=column.format or spec.times.format,
         time_zone=column.time_zone or spec.times.time_zone,
-        ambiguous=spec.times.ambiguous,
     )
 
 
@@ -229,6 +231,10 @@ def _given(column: Column) -> pl.Expr:
             part = text.str.split(column.split).list.get(column.part, null_on_oob=True).str.strip_chars()
             return pl.when(part.str.len_bytes() > 0).then(part)
         return text
+    if column.columns:
+        return pl.concat_str(column.columns, separator=column.join)
+    if column.record:
+        return pl.format("{}:{}", FILE, pl.col(RECORD).cast(pl.String).str.zfill(_RECORD_DIGITS))
     if column.path is not None:
         return pl.col(FILE).str.extract(column.path, 1)
     return pl.lit(column.constant, pl.String)

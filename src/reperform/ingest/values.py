@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from reperform import schemas
-from reperform.ingest.column_map import Format, Times
+from reperform.ingest.column_map import STEPS, Format, Times
 
 BAD_NUMBER = "bad_number"
 BAD_TIME = "bad_time"
@@ -15,9 +15,12 @@ BAD_DATE = "bad_date"
 BAD_TRUTH = "bad_truth_value"
 UNKNOWN_VALUE = "unknown_value"
 ISO = "iso"
+SECONDS_PER_STEP = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
+MOST_STEPS = 1e9  # no count of hours or days is larger; beyond it a moment would overflow
 EPOCHS_PER_SECOND = {"epoch_s": 1, "epoch_ms": 1000}
 TRUTH_VALUES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _MICROSECONDS = 1_000_000
+_MOST_MONTHS = 12_000
 _WITH_OFFSET = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 _WHOLE = r"^[+-]?\d+$"
 _PLAIN_NUMBER = r"^[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?$"
@@ -93,6 +96,8 @@ def as_time(given: pl.Expr, times: Times, add_days: float = 0.0) -> Parsed:
             refused; one that it shows twice follows `times.ambiguous`.
         add_days: days to add.
     """
+    if times.format == STEPS:
+        return _parsed(given, _later(_stepped(given, times), add_days), BAD_TIME)
     if times.format in EPOCHS_PER_SECOND:
         ticks = pl.when(given.str.contains(r"^-?\d{1,15}$")).then(given).cast(pl.Int64, strict=False)
         moment = (ticks * (_MICROSECONDS // EPOCHS_PER_SECOND[times.format])).cast(schemas.UTC_US)
@@ -109,6 +114,19 @@ def as_time(given: pl.Expr, times: Times, add_days: float = 0.0) -> Parsed:
         moment,
         pl.when(given.is_not_null() & moment.is_null()).then(pl.coalesce(rule, pl.lit(BAD_TIME))),
         given,
+    )
+
+
+def _stepped(given: pl.Expr, times: Times) -> pl.Expr:
+    """Steps from a start; R writes the hundred-thousandth second as 1e+05, so numbers of any notation count."""
+    start = pl.lit(times.start_utc, schemas.UTC_US)
+    count = pl.when(given.str.contains(_PLAIN_NUMBER)).then(given).cast(pl.Float64, strict=False)
+    steps = pl.when(count.abs() <= MOST_STEPS).then(count)
+    if times.step == "month":
+        months = pl.when((steps == steps.round()) & (steps.abs() <= _MOST_MONTHS)).then(steps).cast(pl.Int64)
+        return start.dt.offset_by(pl.format("{}mo", months))
+    return start + (steps * (SECONDS_PER_STEP[times.step] * _MICROSECONDS)).round().cast(pl.Int64).cast(
+        pl.Duration("us")
     )
 
 
