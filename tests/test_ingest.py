@@ -26,7 +26,8 @@ from tests.test_ingest_iso20022 import balance, document, entry
 from tests.test_ingest_table import HEADERS, ROWS, delivered, with_row
 
 DEMO = yaml.safe_load((ROOT / "conf" / "ingest" / "demo.yaml").read_text(encoding="utf-8"))
-NAMES = [*schemas.CANONICAL, "quarantine"]
+SAVED = {**schemas.CANONICAL, "payment_details": schemas.PAYMENT_DETAILS, "quarantine": schemas.QUARANTINE}
+NAMES = list(SAVED)
 DAY = datetime(2025, 4, 1, tzinfo=UTC)
 
 
@@ -81,7 +82,7 @@ def test_every_source_ends_in_the_canonical_tables(world: Path) -> None:
     assert rows["entity_id"].to_list() == ["northbank", "northbank", "summit", "castle"]
     assert output(world, "labels").rows() == [("T1", True, "structuring", datetime(2025, 4, 9, 8, tzinfo=UTC))]
     for name in NAMES:
-        schemas.shaped(output(world, name), schemas.CANONICAL.get(name, schemas.QUARANTINE))
+        schemas.shaped(output(world, name), SAVED[name])
     assert got == the_receipt(world)
     assert got["sources"]["castle"]["counts"]["statements_with_both_balances"] == 1
     assert got["sources"]["northbank"]["files"][0]["records"] == 2

@@ -52,6 +52,37 @@ TRANSACTIONS = _schema(
         "source_record": pa.Column(pl.Int64, pa.Check.ge(0)),
     },
 )
+PAYMENT_DETAILS = _schema(
+    # What payment messages tell beyond the transaction itself. One row for each transaction of such a message, none for
+    # those of other sources; source_file and source_record lead back to the transaction's own row.
+    "payment_details",
+    {
+        "transaction_id": _text(unique=True),
+        "message": _text(),
+        "message_id": _text(nullable=True),
+        "statement_id": _text(nullable=True),
+        "entry_reference": _text(nullable=True),
+        "servicer_reference": _text(nullable=True),
+        "instruction_id": _text(nullable=True),
+        "end_to_end_id": _text(nullable=True),
+        "uetr": _text(nullable=True),
+        "mandate_id": _text(nullable=True),
+        "structured_reference": _text(nullable=True),
+        "remittance": _text(nullable=True),
+        "value_date": pa.Column(pl.Date, nullable=True),
+        "debtor_name": _text(nullable=True),
+        "creditor_name": _text(nullable=True),
+        "charges": _number(nullable=True),
+        "charges_currency": _text(nullable=True),
+        "instructed_amount": _number(nullable=True),
+        "instructed_currency": _text(nullable=True),
+        "exchange_rate": _number(nullable=True),
+        "is_reversal": pa.Column(pl.Boolean),
+        "n_in_batch": pa.Column(pl.Int64, pa.Check.ge(1)),
+        "source_file": _text(),
+        "source_record": pa.Column(pl.Int64, pa.Check.ge(0)),
+    },
+)
 LABELS = _schema(
     "labels",
     {

@@ -116,4 +116,7 @@ def _rows_per_source(
     united: Mapping[str, pl.DataFrame], results: Mapping[str, SourceResult]
 ) -> dict[str, dict[str, int]]:
     counted = {table: dict(rows.get_column(SOURCE).value_counts().iter_rows()) for table, rows in united.items()}
-    return {name: {table: int(counted[table].get(name, 0)) for table in results[name].tables} for name in results}
+    return {
+        name: {table: int(counted[table].get(name, 0)) for table in result.tables if table in counted}
+        for name, result in results.items()
+    }
