@@ -65,19 +65,88 @@ def _remove(ordered: Any, size: int, value: Any) -> None:
 
 
 @kernel
+def _nth(values: F64, wanted: int) -> float:
+    """The value that would stand at a place if values were sorted; moves smaller ones before it (Hoare 1961)."""
+    first, last = 0, len(values) - 1
+    while first < last:
+        pivot = values[(first + last) // 2]
+        left, right = first, last
+        while left <= right:
+            while values[left] < pivot:
+                left += 1
+            while values[right] > pivot:
+                right -= 1
+            if left <= right:
+                values[left], values[right] = values[right], values[left]
+                left += 1
+                right -= 1
+        if wanted <= right:
+            last = right
+        elif wanted >= left:
+            first = left
+        else:
+            break
+    return float(values[wanted])
+
+
+@kernel
 def _median(values: F64) -> float:
-    """Median of a few hundred values at most: sorted by insertion."""
-    ordered, size = np.empty(len(values)), 0
+    """Median; NaN if one of the values is."""
+    half = len(values) // 2
     for value in values:
-        _insert(ordered, size, value)
-        size += 1
-    return _middle(ordered, size)
+        if np.isnan(value):
+            return np.nan
+    moved = values.copy()
+    upper = _nth(moved, half)
+    if len(moved) % 2:
+        return upper
+    lower = moved[0]
+    for position in range(1, half):
+        lower = max(lower, moved[position])
+    return 0.5 * (lower + upper)
 
 
 @kernel
 def _middle(ordered: Any, size: int) -> float:
     half = size // 2
     return float(ordered[half]) if size % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+
+
+@kernel
+def ordered(codes: I64, time: I64, keys: int, most_moves: int) -> tuple[I64, I64, bool]:
+    """Rows in order of key, then time, then place in the table: counted into keys, then moved within them.
+
+    Args:
+        codes: each row's key as 0 … keys - 1; rows with -1 have none and are left out.
+        time: by row.
+        keys: number of keys.
+        most_moves: rows are moved one place at a time, which pays while most of them are in order already.
+
+    Returns:
+        Where each key's rows begin, shape (keys + 1,); the rows; False if they would have to be moved more often.
+    """
+    starts = np.zeros(keys + 1, np.int64)
+    for code in codes:
+        if code >= 0:
+            starts[code + 1] += 1
+    for key in range(keys):
+        starts[key + 1] += starts[key]
+    rows, filled = np.empty(starts[keys], np.int64), starts[:keys].copy()
+    moves = 0
+    for row in range(len(codes)):
+        code = codes[row]
+        if code < 0:
+            continue
+        at = filled[code]
+        filled[code] += 1
+        while at > starts[code] and time[rows[at - 1]] > time[row]:
+            rows[at] = rows[at - 1]
+            at -= 1
+            moves += 1
+        rows[at] = row
+        if moves > most_moves:
+            return starts, rows, False
+    return starts, rows, True
 
 
 @kernel

@@ -190,7 +190,11 @@ def hundredths(amount: F64) -> I64:
 
 def codes(names: pl.Series) -> I64:
     """Names as 0 … n - 1 in their own order; -1 for null."""
-    return (names.rank("dense").cast(pl.Int64) - 1).fill_null(-1).to_numpy()
+    if names.dtype != pl.String:
+        return (names.rank("dense").cast(pl.Int64) - 1).fill_null(-1).to_numpy()
+    # Far fewer names than rows, as a rule: sort the names alone.
+    known = pl.Enum(names.drop_nulls().unique().sort())
+    return names.cast(known).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def pair_codes(first: I64, second: I64) -> I64:

@@ -1,7 +1,7 @@
 """As-of windows: which earlier records could be seen at a row's moment, by any key and over any length."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeAlias
 
@@ -14,6 +14,7 @@ from reperform.featurize.kernels import F64, I64, Mask
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 MILLION = 1_000_000
+MOST_MOVES = 16  # per row; sorting anew costs about as much
 FOREVER_US = 1 << 61  # longer than any history, and safe to add to any time
 _UNITS_US = {"h": HOUR_US, "d": DAY_US}
 Tape: TypeAlias = I64
@@ -54,9 +55,11 @@ class Rows:
             time: microseconds.
             keys: number of keys.
         """
-        rows = np.lexsort((time, codes))
-        rows = rows[np.searchsorted(codes[rows], 0) :]
-        return cls(np.searchsorted(codes[rows], np.arange(keys + 1)), rows)
+        starts, rows, done = kernels.ordered(codes, time, keys, MOST_MOVES * len(codes))
+        if not done:
+            rows = np.lexsort((time, codes))
+            rows = rows[np.searchsorted(codes[rows], 0) :]
+        return cls(starts if done else np.searchsorted(codes[rows], np.arange(keys + 1)), rows)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ class History:
         keys: number of keys.
         time: when each row happened, microseconds.
         enter: first moment at which others can see it.
+        by_time: rows per key in order of time.
+        by_enter: rows per key in order of `enter`.
+        tapes: what `tape` made before, by window: most KPIs ask for the same few.
     """
 
     codes: I64
@@ -76,6 +82,7 @@ class History:
     enter: I64
     by_time: Rows
     by_enter: Rows
+    tapes: dict[int, Tape] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, codes: I64, keys: int, time: I64, known: I64) -> "History":
@@ -88,12 +95,14 @@ class History:
 
     def tape(self, window_us: int) -> Tape:
         """Events of H(t, W) = {j: same key, t - W <= t_j < t, v_j <= t}, asked by every row."""
-        ask = self.by_time
-        return kernels.tape(
-            ask.starts, ask.rows, self.time,
-            self.by_enter.starts, self.by_enter.rows, self.enter,
-            ask.starts, ask.rows, self.time + window_us,
-        )  # fmt: skip
+        if window_us not in self.tapes:
+            ask = self.by_time
+            self.tapes[window_us] = kernels.tape(
+                ask.starts, ask.rows, self.time,
+                self.by_enter.starts, self.by_enter.rows, self.enter,
+                ask.starts, ask.rows, self.time + window_us,
+            )  # fmt: skip
+        return self.tapes[window_us]
 
     def tape_of(self, codes: I64, enter: I64, leave: I64) -> Tape:
         """Events of other records, such as labels: each is seen from `enter` to `leave`, both ends included.
