@@ -8,7 +8,7 @@ import polars as pl
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from reperform.featurize.kernels import F64, I64, distinct, returning_paths, times_seen
+from reperform.featurize.kernels import F64, I64, Mask, distinct, returning_paths, times_seen
 from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger, codes, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.risk import positive_known
@@ -90,10 +90,9 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: 
 
 
 def _paths(ledger: Ledger, settings: Settings) -> Values:
-    payer, payee, keys = _nodes(ledger)
+    payer, payee, keys = nodes_of(ledger)
     named = (payer >= 0) & (payee >= 0)
-    is_edge = named & ~(ledger.incoming & _counterparty_is_ours(ledger))
-    edges = Rows.ordered(np.where(is_edge, payee, -1), ledger.time, keys)
+    edges = Rows.ordered(np.where(is_edge(ledger, payer, payee), payee, -1), ledger.time, keys)
     cycles, longest, chain, truncated = returning_paths(
         edges.starts,
         edges.rows,
@@ -112,7 +111,7 @@ def _paths(ledger: Ledger, settings: Settings) -> Values:
     return {f"network_{name}_{w}": np.where(named, values, np.nan) for name, values in found.items()}
 
 
-def _nodes(ledger: Ledger) -> tuple[I64, I64, int]:
+def nodes_of(ledger: Ledger) -> tuple[I64, I64, int]:
     """Who pays and who is paid in each row, in codes that accounts and counterparties share; -1 where not named."""
     rows = ledger.transactions
     both = codes(pl.concat([rows["account_id"], rows["counterparty_id"]]))
@@ -121,20 +120,24 @@ def _nodes(ledger: Ledger) -> tuple[I64, I64, int]:
     return np.where(into, other, account), np.where(into, account, other), int(both.max(initial=-1)) + 1
 
 
-def _counterparty_is_ours(ledger: Ledger) -> Any:
-    """Rows whose other side is on record, too, as a row of an account of ours: a payment must not count twice."""
+def is_edge(ledger: Ledger, payer: I64, payee: I64) -> Mask:
+    """Rows between two named parties, without those that the payer's own record tells already.
+
+    Where the payer is an account of ours, its own row is the edge: a payment must not count twice.
+    """
     ours = ledger.transactions["counterparty_id"].is_in(ledger.accounts["account_id"].implode())
-    return ours.fill_null(value=False).to_numpy()
+    told = ledger.incoming & ours.fill_null(value=False).to_numpy()
+    return np.asarray((payer >= 0) & (payee >= 0) & ~told)
 
 
 def _bad_neighbours(ledger: Ledger, window: str) -> Values:
     """Parties that have a known anomaly by then, seen from the counterparty and from the account."""
     positive, leave = positive_known(ledger), ledger.time + length_us(window)
     by_party, by_account = ledger.by_counterparty, ledger.by_account
-    bad_account = _first_known(ledger.account, by_account.keys, positive)[ledger.account]
+    bad_account = first_known(ledger.account, by_account.keys, positive)[ledger.account]
     dealt = pair_codes(ledger.counterparty, ledger.account)
     accounts, own = _bad(by_party, dealt, bad_account, leave)
-    first = _first_known(ledger.counterparty, by_party.keys, positive)
+    first = first_known(ledger.counterparty, by_party.keys, positive)
     bad_party = (
         np.where(ledger.counterparty < 0, UNKNOWN_TIME_US, first[ledger.counterparty]) if by_party.keys else positive
     )
@@ -145,7 +148,7 @@ def _bad_neighbours(ledger: Ledger, window: str) -> Values:
     }
 
 
-def _first_known(key: I64, keys: int, positive: I64) -> I64:
+def first_known(key: I64, keys: int, positive: I64) -> I64:
     """When the first anomaly of each key was known."""
     first = np.full(keys, UNKNOWN_TIME_US)
     named = key >= 0
