@@ -1,12 +1,14 @@
 """Facts of filings: how accurate a reported number is, and how text stands in canonical tables."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal, InvalidOperation
 
 # As the columns of schemas.FACTS, MESSAGES and CHECKS.
-FactRow = tuple[str, str, date | None, date | None, str | None, str | None, str | None, bool, str, int | None]
+FactRow = tuple[
+    str, str, date | None, date | None, str | None, str | None, str | None, bool, str, int | None, str | None
+]
 MessageRow = tuple[str, str, str, str, int | None]
 CheckRow = tuple[str, str, str, bool, bool | None, float | None, float | None, float | None, str | None]
 NO_DIMENSIONS = "{}"
@@ -15,6 +17,11 @@ NO_DIMENSIONS = "{}"
 def as_json(content: Mapping[str, object]) -> str:
     """Canonical JSON: keys in order, no spaces."""
     return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def as_json_list(content: Sequence[Mapping[str, object]]) -> str:
+    """Canonical JSON of several objects, in their order."""
+    return f"[{','.join(map(as_json, content))}]"
 
 
 def number(text: str | None) -> Decimal | None:

@@ -129,6 +129,7 @@ FACTS = _schema(
         "is_nil": pa.Column(pl.Boolean),
         "dimensions": _text(),
         "source_line": pa.Column(pl.Int64, nullable=True),
+        "footnotes": pa.Column(pl.String, nullable=True, required=False),  # facts saved by earlier versions have none
     },
 )
 MESSAGES = _schema(
@@ -166,6 +167,16 @@ QUARANTINE = _schema(
         "column": _text(nullable=True),
         "value": _text(nullable=True),
         "row": _text(),
+    },
+)
+ORIGINS = _schema(
+    # Where rows of tables without columns for it were read; `key` is the table's own key.
+    "origins",
+    {
+        "table": _text(),
+        "key": _text(),
+        "source_file": _text(),
+        "source_record": pa.Column(pl.Int64, pa.Check.ge(0)),
     },
 )
 QUALITY_DAYS = _schema(

@@ -62,6 +62,7 @@ COLUMNS: Mapping[str, str] = {
     "filing_id": "Filing; a corrected version is a filing of its own.",
     "first_record": "First record of the file with this refusal.",
     "first_value": "An example of a refused value.",
+    "footnotes": "What the filer adds to the fact: JSON list of language and text; null for none.",
     "form": "Form of the filing.",
     "formula": "How the KPI is computed.",
     "gap": "How far the reported value lies from the computed one, in the fact's unit.",

@@ -1,27 +1,34 @@
-"""Read XBRL filings with Arelle, offline and strictly. The only module that imports it.
+"""Read XBRL filings with Arelle, offline and strictly. With `xbrl_sums`, the only module that imports it.
+
+Four forms come in: XBRL 2.1 instances, Inline XBRL (single pages and document sets), xBRL-JSON and xBRL-CSV, each as
+files or in a report package. Arelle loads all of them without plugins from elsewhere.
 
 Arelle keeps global state and holds on to models: each file gets a new session, and a process reads one file at a time.
 """
 
 import gc
+import json
 import multiprocessing
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reperform import params, paths, taxonomy
 from reperform.facts import CheckRow, as_json
-from reperform.ingest import taxonomies
+from reperform.ingest import report_packages, taxonomies, xbrl_memory
 from reperform.ingest.source import SourceResult, located
-from reperform.ingest.xbrl_precheck import Refusal, inspect
+from reperform.ingest.xbrl_memory import Memory
+from reperform.ingest.xbrl_oim import fact_lines, inspect_oim
+from reperform.ingest.xbrl_precheck import Head, Refusal, inspect, no_schema_ref
 from reperform.ingest.xbrl_rows import (
     Fact,
     Filing,
+    Footnote,
     RefusedFact,
     Task,
     condition,
@@ -33,6 +40,7 @@ from reperform.ingest.xbrl_rows import (
 from reperform.ingest.xbrl_source import (
     XbrlSource,
     chosen_files,
+    document_sets,
     no_receipt,
     packages,
     receipts_by_file,
@@ -40,15 +48,17 @@ from reperform.ingest.xbrl_source import (
     task_for,
     unreadable,
 )
+from reperform.ingest.xbrl_sums import Remark, context_of, sums_of, unit_of
 
 # A second process costs about 2 s before its first file: the demo's small filings are read faster without.
 WORTH_A_PROCESS_BYTES = 4 << 20
-MODES = {"1.1": "ROUND_TO_NEAREST", "2.1": "XBRL_v2_1_DEDUPLICATE"}
 SEVERITIES = {"WARNING": "warning", "ERROR": "error", "CRITICAL": "error", "INCONSISTENCY": "inconsistency"}
 NOT_FOUND = ("IOerror", "FileNotLoadable")
 REQUIRED_PREFIX = "required_"
 MOST_NAMED = 5
 LONGEST_ROW = 2000
+OIM_SUFFIX = ".json"
+DOCUMENT_SET = "inlineXbrlDocumentSet"  # ships with Arelle
 
 
 def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> SourceResult:
@@ -68,21 +78,57 @@ def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> 
             where the source says `on_unreadable_file: stop`.
     """
     spec: XbrlSource = params.build(XbrlSource, source, where=f"ingest.sources.{name}")
-    files = chosen_files(name, spec, raw)
     known = receipts_by_file(name, spec, raw)
-    below = paths.project_root() / ".cache" / "taxonomies"
-    cache = taxonomies.gather(packages(name, spec, raw), [raw / folder for folder in spec.cache], below)
+    files = document_sets(chosen_files(name, spec, raw), spec)
+    kept = paths.project_root() / ".cache"
+    folders = [raw / folder for folder in spec.cache]
+    cache = taxonomies.gather(packages(name, spec, raw), folders, kept / "taxonomies", name)
     tasks = {
-        path: task_for(path, known[located(path, raw)], spec, cache) for path in files if located(path, raw) in known
+        path: task_for(path, members, known[located(path, raw)], spec, cache)
+        for path, members in files.items()
+        if located(path, raw) in known
     }
-    answers = _progress(name, _read_all(list(tasks.values()), processes), len(tasks))
+    answers = _answers(name, tasks, Memory(kept / "ingest" / "xbrl" / name), processes)
     outcomes: dict[Path, Filing | Refusal] = {}
     for path in files:
         outcome = next(answers) if path in tasks else no_receipt()
         if isinstance(outcome, Refusal) and spec.on_unreadable_file == "stop":
             raise unreadable(located(path, raw), outcome)
         outcomes[path] = outcome
-    return source_result(outcomes, known, spec, raw)
+    return source_result(outcomes, files, known, spec, raw)
+
+
+def _answers(name: str, tasks: Mapping[Path, Task], memory: Memory, processes: int) -> Iterator[Filing | Refusal]:
+    """What each file holds, in order: from the run before where nothing changed since."""
+    keys = {path: _key(task) for path, task in tasks.items()}
+    recalled = {path: memory.recall(key) if isinstance(key, str) else key for path, key in keys.items()}
+    waiting = [task for path, task in tasks.items() if recalled[path] is None]
+    if len(waiting) < len(tasks):
+        again = sum(isinstance(each, Filing) for each in recalled.values())
+        print(f"{name}: {again} of {len(tasks)} filings as read before", file=sys.stderr, flush=True)
+    answers = _progress(name, _read_all(waiting, processes), len(waiting))
+    for path, key in keys.items():
+        answer = recalled.pop(path)
+        if answer is None:
+            answer = next(answers)
+            if isinstance(answer, Filing) and isinstance(key, str):
+                memory.keep(key, answer)
+        yield answer
+    memory.keep_only({key for key in keys.values() if isinstance(key, str)})
+
+
+def _key(task: Task) -> str | Refusal:
+    """What names the filing in the memory of earlier runs; a refusal where the look before Arelle finds a reason."""
+    try:
+        if report_packages.is_package(task.path):
+            return xbrl_memory.key_of(task, [task.path])
+        return xbrl_memory.key_of(
+            task, [path for head in _heads(task.documents, task, None) for path in head.inspected]
+        )
+    except Refusal as refusal:
+        return refusal
+    except OSError as error:
+        return _cannot_open(error)
 
 
 def _read_all(tasks: Sequence[Task], processes: int) -> Iterator[Filing | Refusal]:
@@ -103,28 +149,104 @@ def _progress(name: str, answers: Iterable[Filing | Refusal], total: int) -> Ite
         yield answer
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A filing that has been looked at, ready for Arelle.
+
+    Args:
+        documents: the file to start from; of an inline set all of them.
+        heads: what each says about itself.
+        cache: the folder of taxonomies, with what the filing's package brings along.
+        root: the folder that a package was unpacked to, which no output may name.
+    """
+
+    documents: tuple[Path, ...]
+    heads: tuple[Head, ...]
+    cache: Path
+    root: Path | None = None
+
+    @property
+    def is_oim(self) -> bool:
+        """Whether it is xBRL-JSON or xBRL-CSV."""
+        return self.documents[0].suffix.lower() == OIM_SUFFIX
+
+
 def read_filing(task: Task) -> Filing | Refusal:
     """Read one file: facts, messages, and what every rule of its taxonomy says.
 
     A refusal is returned, not raised, so that one bad file stops no others.
     """
     try:
-        head = inspect(task.path, task.max_bytes)
-        taxonomies.check_available(head.schema_refs, task.cache, task.path.parent)
-        with _loaded(task) as (model, log):
-            return _content(task, model, log)
+        with _opened(task) as opened, _loaded(opened) as (model, log):
+            return _content(task, opened, model, log)
     except Refusal as refusal:
         return refusal
+    except OSError as error:
+        return _cannot_open(error)
     except Exception as error:  # noqa: BLE001  # whatever Arelle stumbles over belongs to this file, and is said of it
         return Refusal(
-            "file_not_loaded", "Arelle cannot load the filing.", got=f"{type(error).__name__}: {error}"[:500]
+            "file_not_loaded",
+            "Arelle cannot load the filing.",
+            got=f"{type(error).__name__}: {error}"[:500],
+            fix="ask the sender whether another reader loads it",
         )
     finally:
         gc.collect()  # closed models stay in reference cycles
 
 
+def _cannot_open(error: OSError) -> Refusal:
+    return Refusal(
+        "file_not_loaded",
+        "the file cannot be opened.",
+        got=error.strerror or type(error).__name__,
+        fix="see whether it is there and may be read",
+    )
+
+
 @contextmanager
-def _loaded(task: Task) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+def _opened(task: Task) -> Iterator[Opened]:
+    """The filing, unpacked if need be, after the look before Arelle.
+
+    Raises:
+        Refusal: by any rule of `report_packages`, `xbrl_precheck`, `xbrl_oim` and `taxonomies`.
+    """
+    with ExitStack() as stack:
+        documents, root, cache = task.documents, None, task.cache
+        if report_packages.is_package(task.path):
+            report = stack.enter_context(report_packages.opened(task.path, task.max_bytes))
+            documents, root = report.documents, report.root
+            if report.places:
+                layers = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reperform-cache-"))).resolve()
+                cache = taxonomies.overlay(task.cache, root, report.places, layers)
+        heads = _heads(documents, task, root)
+        for document, head in zip(documents, heads, strict=True):
+            taxonomies.check_available(head.schema_refs, cache, document.parent)
+        yield Opened(documents, heads, cache, root)
+
+
+def _heads(documents: Sequence[Path], task: Task, root: Path | None) -> tuple[Head, ...]:
+    """What each document says about itself; of a set, one of them names the taxonomy.
+
+    Raises:
+        Refusal: for what is unsafe or no XBRL.
+    """
+    if documents[0].suffix.lower() == OIM_SUFFIX:
+        return (inspect_oim(documents[0], task.max_bytes, root),)
+    heads = []
+    for document in documents:
+        try:
+            heads.append(inspect(document, task.max_bytes, root, is_first=len(documents) == 1))
+        except Refusal as refusal:
+            if len(documents) > 1:
+                refusal.place = f"{document.name} {refusal.place}".strip()
+            raise
+    if not any(head.schema_refs for head in heads):
+        raise no_schema_ref("a link:schemaRef in one of the documents")
+    return tuple(heads)
+
+
+@contextmanager
+def _loaded(opened: Opened) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """The loaded model with formulas run, and Arelle's log.
 
     Raises:
@@ -137,11 +259,12 @@ def _loaded(task: Task) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     handler = StructuredMessageLogHandler()
     # Validation of the whole taxonomy costs 9 s a filing and says little; formulas and sums are evaluated without it.
     options = RuntimeOptions(
-        entrypointFile=str(task.path.resolve()),
+        entrypointFile=_entry_point(opened.documents),
+        plugins=DOCUMENT_SET if len(opened.documents) > 1 else None,
         internetConnectivity="offline",
         keepOpen=True,
         disablePersistentConfig=True,
-        cacheDirectory=str(task.cache.resolve()),
+        cacheDirectory=str(opened.cache.resolve()),
         formulaAction="run",
         formulaUnsatisfiedAsser=True,
         validate=False,
@@ -153,6 +276,13 @@ def _loaded(task: Task) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
             raise Refusal("file_not_loaded", "Arelle finds no report in the file.", got=_first_errors(handler.messages))
         _check_loaded(models[0], handler.messages)
         yield models[0], handler.messages
+
+
+def _entry_point(documents: Sequence[Path]) -> str:
+    """A path; or the files of an inline document set as the plugin of that name takes them."""
+    if len(documents) == 1:
+        return str(documents[0].resolve())
+    return json.dumps([{"ixds": [{"file": str(document.resolve())} for document in documents]}])
 
 
 def _check_loaded(model: Any, log: list[dict[str, Any]]) -> None:
@@ -209,22 +339,27 @@ def _first_errors(log: list[dict[str, Any]]) -> str:
     return "; ".join(str(entry["msg"]) for entry in log if entry["levelname"] in SEVERITIES)[:300] or "no reason given"
 
 
-def _content(task: Task, model: Any, log: list[dict[str, Any]]) -> Filing:
+def _content(task: Task, opened: Opened, model: Any, log: list[dict[str, Any]]) -> Filing:
+    notes, lines = _footnotes(model), fact_lines(opened.documents[0]) if opened.is_oim else None
     read_facts = [
-        _fact(fact) for fact in sorted(model.factsInInstance, key=lambda f: f.objectIndex) if not fact.isTuple
+        _fact(fact, notes.get(fact.objectIndex, ()), _line(fact, lines))
+        for fact in sorted(model.factsInInstance, key=lambda f: f.objectIndex)
+        if not fact.isTuple
     ]
     facts, contradictions = without_duplicates(read_facts)
-    sums, remarks = _calculations(model)
+    sums = sums_of(model)
     checks = [*_required(task, model, read_facts), *_assertions(task, model)]
-    checks += [(task.filing_id, "calculation", *row) for row in sums]
+    checks += [(task.filing_id, "calculation", *row) for row in sums.rows]
     messages = [
-        *_log_messages(task, log),
+        *_log_messages(opened, log),
         *contradictions,
-        *remarks,
-        *_footnotes(model),
+        *sums.remarks,
+        *sums.summary(),
+        *_footnote_messages(model, lines),
         *_entity_messages(task, model),
+        *_other_targets(opened),
     ]
-    refused = _without_concept(model)
+    refused = _without_concept(model, lines)
     return Filing(
         facts_read=len(read_facts) + len(refused),
         refused=refused,
@@ -234,10 +369,7 @@ def _content(task: Task, model: Any, log: list[dict[str, Any]]) -> Filing:
     )
 
 
-Message = tuple[str, str, str, int | None]
-
-
-def _message_order(message: Message) -> tuple[int, str, str]:
+def _message_order(message: Remark) -> tuple[int, str, str]:
     return (message[3] or 0, message[0], message[2])
 
 
@@ -245,22 +377,32 @@ def _check_order(check: CheckRow) -> tuple[str, str, str, float]:
     return (check[1], check[2], check[8] or "", check[5] or 0.0)
 
 
-def _fact(fact: Any) -> Fact:
+def _line(fact: Any, lines: Mapping[str, int] | None) -> int | None:
+    """Where a fact stands. Of JSON and CSV Arelle keeps identifiers, not lines."""
+    if lines is None:
+        line: int | None = fact.sourceline
+        return line
+    name = str(fact.id)
+    return lines.get(name, lines.get(name.rpartition(".")[0]))
+
+
+def _fact(fact: Any, notes: tuple[Footnote, ...], line: int | None) -> Fact:
     from arelle.XmlValidateConst import VALID  # noqa: PLC0415
 
-    start, end, dimensions = _context(fact.context)
+    start, end, dimensions = context_of(fact.context)
     value = None if fact.isNil else fact.value
     return Fact(
         concept=str(fact.qname),
         period_start=start,
         period_end=end,
-        unit=_unit(fact.unit),
+        unit=unit_of(fact.unit),
         decimals=None if value is None else _accuracy(fact),
         value=value.strip() if value is not None and fact.isNumeric else value,
         dimensions=dimensions,
-        line=fact.sourceline,
+        line=line,
         language=None if fact.isNumeric else fact.xmlLang,
         is_valid=fact.xValid >= VALID,
+        footnotes=notes,
     )
 
 
@@ -274,59 +416,51 @@ def _accuracy(fact: Any) -> str | None:
     return "INF" if inferred == float("inf") else None if inferred != inferred else str(int(inferred))  # noqa: PLR0124  # NaN
 
 
-def _context(context: Any) -> tuple[date | None, date | None, str]:
-    """Start, end and dimensions. Arelle keeps ends and instants as midnight of the next day."""
-    if context is None:
-        return None, None, as_json({})
-    dimensions = as_json(
-        {
-            str(axis): str(value.memberQname) if value.isExplicit else value.typedMember.stringValue.strip()
-            for axis, value in context.qnameDims.items()
-        }
-    )
-    if context.isInstantPeriod:
-        return None, _last_day(context.instantDatetime), dimensions
-    if context.isStartEndPeriod:
-        return context.startDatetime.date(), _last_day(context.endDatetime), dimensions
-    return None, None, dimensions
-
-
-def _last_day(moment: datetime) -> date:
-    day = moment.date()
-    return day - timedelta(days=1) if moment.time() == time(0) else day
-
-
-def _unit(unit: Any) -> str | None:
-    if unit is None:
-        return None
-    return "/".join("*".join(str(measure) for measure in measures) for measures in unit.measures if measures)
-
-
-def _log_messages(task: Task, log: list[dict[str, Any]]) -> list[Message]:
+def _log_messages(opened: Opened, log: list[dict[str, Any]]) -> list[Remark]:
     """Warnings, errors and inconsistencies of Arelle's log, without the folders of this machine."""
+    folders = [opened.cache.resolve(), *(document.parent.resolve() for document in opened.documents), opened.root]
+    names = {document.name for document in opened.documents}
     found = []
     for entry in log:
         severity = SEVERITIES.get(str(entry["levelname"]).split("-")[0])
         if severity is None:
             continue
-        text = str(entry["msg"]).replace(f"{task.cache.resolve()}/", "").replace(f"{task.path.parent.resolve()}/", "")
-        lines = [ref.get("sourceLine") for ref in entry["refs"] or [] if task.path.name in str(ref.get("href", ""))]
+        text = str(entry["msg"])
+        for folder in folders:
+            text = text if folder is None else text.replace(f"{folder}/", "")
+        references = entry["refs"] or []
+        lines = [ref.get("sourceLine") for ref in references if any(name in str(ref.get("href", "")) for name in names)]
         found.append((str(entry["messageCode"]), severity, text, next((line for line in lines if line), None)))
     return found
 
 
-def _footnotes(model: Any) -> list[Message]:
-    found = []
+def _notes(model: Any) -> Iterator[tuple[Any, Footnote]]:
+    """Each fact with a footnote, in the order of the linkbase; a note may itself be a fact."""
     for link in model.relationshipSet("XBRL-footnotes").modelRelationships:
         note, fact = link.toModelObject, link.fromModelObject
-        if note is None or not hasattr(fact, "qname"):
-            continue
-        text = " ".join("".join(note.itertext()).split())
-        found.append(("footnote", "info", f"{fact.qname}: {text}", fact.sourceline))
+        if note is not None and hasattr(fact, "qname"):
+            text = note.value if hasattr(note, "context") else "".join(note.itertext())
+            yield fact, Footnote(" ".join(str(text).split()), getattr(note, "xmlLang", None))
+
+
+def _footnotes(model: Any) -> dict[int, tuple[Footnote, ...]]:
+    found: dict[int, tuple[Footnote, ...]] = defaultdict(tuple)
+    for fact, note in _notes(model):
+        found[fact.objectIndex] += (note,)
     return found
 
 
-def _entity_messages(task: Task, model: Any) -> list[Message]:
+def _footnote_messages(model: Any, lines: Mapping[str, int] | None) -> list[Remark]:
+    return [("footnote", "info", f"{fact.qname}: {note.text}", _line(fact, lines)) for fact, note in _notes(model)]
+
+
+def _other_targets(opened: Opened) -> list[Remark]:
+    """Inline pages may hold several reports; the default one is read, and the others are named."""
+    targets = sorted(set().union(*(head.targets for head in opened.heads)))
+    return [("other_target", "warning", f"facts for the target {target} are not read", None) for target in targets]
+
+
+def _entity_messages(task: Task, model: Any) -> list[Remark]:
     """One filing speaks for one entity, and where it uses this project's names for that of the receipt."""
     named = {(scheme, name.strip()) for scheme, name in (each.entityIdentifier for each in model.contexts.values())}
     names = ", ".join(sorted(name for _, name in named)[:MOST_NAMED])
@@ -337,172 +471,15 @@ def _entity_messages(task: Task, model: Any) -> list[Message]:
     return []
 
 
-def _without_concept(model: Any) -> list[RefusedFact]:
+def _without_concept(model: Any, lines: Mapping[str, int] | None) -> list[RefusedFact]:
     """Facts that the taxonomy does not define: line, name, value, and the XML as it stands."""
     from lxml import etree  # noqa: PLC0415  # loaded by Arelle anyway
 
     return [
-        (fact.sourceline, name, fact.text, etree.tostring(fact, encoding="unicode", with_tail=False)[:LONGEST_ROW])
+        (_line(fact, lines), name, fact.text, etree.tostring(fact, encoding="unicode", with_tail=False)[:LONGEST_ROW])
         for name, facts in sorted(_undefined(model).items())
         for fact in facts
     ]
-
-
-def _calculations(model: Any) -> tuple[list[tuple[Any, ...]], list[Message]]:
-    """Every sum of the calculation linkbase in both modes, as rows of checks without filing and family.
-
-    A sum of which nothing is reported does not apply; one of which only the total or only parts are reported cannot be
-    evaluated. Source: XBRL Calculations 1.1 (round to nearest); XBRL 2.1 section 5.2.5.2 with duplicates resolved.
-    """
-    rows: list[tuple[Any, ...]] = []
-    remarks: list[Message] = []
-    for label, mode in MODES.items():
-        validator, bad, others = _validated(model, mode)
-        remarks += others
-        for role, total, links in _sums(model):
-            found = list(_evaluated(validator, label, total, links))
-            for key, reported, computed, gap, about in found:
-                ok = None if gap is None else (str(total.qname), role, *key) not in bad
-                detail = as_json({"role": _role_name(model, role)} | about)
-                row = (f"{label} {total.qname}", ok is not None, ok, reported, computed, gap if not ok else 0.0, detail)
-                rows.append(row if ok is not None else (*row[:5], None, detail))
-            if not found and label == "1.1":
-                rows += _one_sided(validator, total, links, _role_name(model, role))
-    return rows, remarks
-
-
-def _validated(model: Any, mode: str) -> tuple[Any, set[tuple[str, ...]], list[Message]]:
-    """Arelle's validator with its index of facts, keys of inconsistent sums, and remarks of other kinds."""
-    from arelle.ValidateXbrlCalcs import ValidateCalcsMode, ValidateXbrlCalcs  # noqa: PLC0415
-
-    validator = ValidateXbrlCalcs(model, getattr(ValidateCalcsMode, mode))
-    bad: set[tuple[str, ...]] = set()
-    others: list[Message] = []
-    for result in validator.validate():
-        code = result.codes if isinstance(result.codes, str) else result.codes[0]
-        arguments = result.args
-        if "alcInconsistency" in code or "inconsistentCalculation" in code:
-            bad.add((str(arguments["concept"]), arguments["linkrole"], arguments["contextID"], arguments["unitID"]))
-        else:
-            plain = {key: str(value) for key, value in arguments.items() if key != "modelObject"}
-            lines = [getattr(each, "sourceline", None) for each in arguments.get("modelObject") or []]
-            others.append((code, "inconsistency", result.msg % _Missing(plain), next((n for n in lines if n), None)))
-    return validator, bad, others
-
-
-class _Missing(dict[str, str]):
-    """Arguments of a message; one that is not given shows as a question mark."""
-
-    def __missing__(self, key: str) -> str:
-        return "?"
-
-
-def _sums(model: Any) -> Iterator[tuple[str, Any, list[Any]]]:
-    from arelle import XbrlConst  # noqa: PLC0415
-
-    wanted = (XbrlConst.summationItem, XbrlConst.summationItem11)
-    keys = [key for key in model.baseSets if key[0] in wanted and all(key[1:])]
-    for arcrole, role, link, arc in sorted(keys, key=lambda key: [str(part) for part in key]):
-        totals = model.relationshipSet(arcrole, role, link, arc).fromModelObjects()
-        for total in sorted(totals, key=lambda concept: str(concept.qname)):
-            yield role, total, [each for each in totals[total] if each.toModelObject is not None]
-
-
-Evaluated = tuple[tuple[str, str], float | None, float | None, float | None, dict[str, Any]]
-
-
-def _evaluated(validator: Any, label: str, total: Any, links: Sequence[Any]) -> Iterator[Evaluated]:
-    """Sums of one total, one for each context and unit in which it and at least one part are reported."""
-    parts = set().union(*(validator.itemConceptBindKeys.get(link.toModelObject, set()) for link in links))
-    for key in parts & validator.sumConceptBindKeys.get(total, set()):
-        facts = validator.sumFacts.get((total, *key), [])
-        if not facts:
-            continue
-        absent = [
-            str(each.toModelObject.qname) for each in links if (each.toModelObject, *key) not in validator.itemFacts
-        ]
-        first = facts[0]
-        start, end, dimensions = _context(first.context)
-        about = {
-            "period": f"{start}/{end}" if start else str(end),
-            "dimensions": dimensions,
-            "unit": _unit(first.unit),
-            "unreported": absent,
-        }
-        where = first.context.id, first.unit.id if first.unit is not None else "(none)"
-        outcome = (
-            _compared_intervals(validator, key, facts, links)
-            if label == "1.1"
-            else _compared_rounded(validator, key, facts, links)
-        )
-        if outcome is not None:
-            yield where, *outcome, about
-
-
-Outcome = tuple[float | None, float | None, float | None]
-
-
-def _compared_intervals(validator: Any, key: Any, facts: Sequence[Any], links: Sequence[Any]) -> Outcome | None:
-    """Middle of the total's interval and of the sum of intervals, and the distance between; None where all is nil."""
-    low, high, any_part = Decimal(0), Decimal(0), False
-    for link in links:
-        items = validator.itemFacts.get((link.toModelObject, *key))
-        if not items:
-            continue
-        _, (a, b, *_) = validator.consistentFactValueInterval(items, False)
-        if a == "*inconsistent*":
-            return None, None, None
-        if a == "*nilFactSet*":
-            continue
-        ends = sorted((a * link.weightDecimal, b * link.weightDecimal))
-        low, high, any_part = low + ends[0], high + ends[1], True
-    _, (s, t, *_) = validator.consistentFactValueInterval(facts, False)
-    if s == "*inconsistent*":
-        return None, None, None
-    if s == "*nilFactSet*" or not any_part:
-        return None
-    return float((s + t) / 2), float((low + high) / 2), float(max(s - high, low - t, Decimal(0)))
-
-
-def _compared_rounded(validator: Any, key: Any, facts: Sequence[Any], links: Sequence[Any]) -> Outcome | None:
-    """The total and the sum of its parts, each rounded to the accuracy reported, and their difference."""
-    from arelle.ValidateXbrlCalcs import roundFact  # noqa: PLC0415
-
-    kept = [fact for fact in facts if _counts(validator, fact)]
-    if not kept:
-        return None
-    total, any_part = Decimal(0), False
-    for link in links:
-        items = validator.itemFacts.get((link.toModelObject, *key), ())
-        if any(item in validator.duplicatedFacts for item in items):
-            return None, None, None
-        for item in items:
-            if _counts(validator, item):
-                total, any_part = total + roundFact(item, True) * link.weightDecimal, True
-    if not any_part:
-        return None
-    reported, computed = roundFact(kept[0], True), roundFact(kept[0], True, vDecimal=total)
-    if not (reported.is_finite() and computed.is_finite()):
-        return None, None, None
-    return float(reported), float(computed), float(abs(reported - computed))
-
-
-def _counts(validator: Any, fact: Any) -> bool:
-    return not fact.isNil and fact not in validator.duplicatedFacts and fact not in validator.consistentDupFacts
-
-
-def _one_sided(validator: Any, total: Any, links: Sequence[Any], role: str) -> list[tuple[Any, ...]]:
-    """A sum that cannot be evaluated anywhere, because only its total or only parts of it are reported."""
-    has_total = bool(validator.sumConceptBindKeys.get(total))
-    has_part = any(validator.itemConceptBindKeys.get(link.toModelObject) for link in links)
-    if not (has_total or has_part):
-        return []
-    reason = "no part reported with it" if has_total else "total not reported"
-    return [(f"1.1 {total.qname}", False, None, None, None, None, as_json({"reason": reason, "role": role}))]
-
-
-def _role_name(model: Any, role: str) -> str:
-    return str(model.roleTypeDefinition(role) or role)
 
 
 def _results(model: Any) -> dict[str, tuple[int, int]]:

@@ -1,12 +1,12 @@
 """Facts of a filing as plain rows: duplicates resolved, required lines looked for. Nothing here knows Arelle."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
-from reperform.facts import NO_DIMENSIONS, CheckRow, FactRow, MessageRow, as_json, interval, number
+from reperform.facts import NO_DIMENSIONS, CheckRow, FactRow, MessageRow, as_json, as_json_list, interval, number
 
 EXACT = "INF"
 RefusedFact = tuple[int | None, str, str | None, str]  # line, concept, value, XML
@@ -26,6 +26,7 @@ class Task:
         required: concepts to be reported.
         required_when: pairs of a concept and the condition that calls for it; see `condition`.
         max_bytes: larger files are refused.
+        more: further documents, of an inline set.
     """
 
     path: Path
@@ -37,6 +38,12 @@ class Task:
     required: tuple[str, ...] = ()
     required_when: tuple[tuple[str, str], ...] = ()
     max_bytes: int = 200 << 20
+    more: tuple[Path, ...] = ()
+
+    @property
+    def documents(self) -> tuple[Path, ...]:
+        """All documents of the filing."""
+        return self.path, *self.more
 
 
 @dataclass
@@ -59,6 +66,19 @@ class Filing:
 
 
 @dataclass(frozen=True)
+class Footnote:
+    """What a filer adds to a fact.
+
+    Args:
+        text: on one line.
+        language: of the text, as the filing says.
+    """
+
+    text: str
+    language: str | None = None
+
+
+@dataclass(frozen=True)
 class Fact:
     """One fact as reported.
 
@@ -73,6 +93,7 @@ class Fact:
         line: in the file.
         language: of a text.
         is_valid: its value is of the concept's type.
+        footnotes: in the order of the filing.
     """
 
     concept: str
@@ -85,6 +106,7 @@ class Fact:
     line: int | None = None
     language: str | None = None
     is_valid: bool = True
+    footnotes: tuple[Footnote, ...] = ()
 
     @property
     def what(self) -> tuple[object, ...]:
@@ -104,6 +126,7 @@ class Fact:
             self.value is None,
             self.dimensions,
             self.line,
+            as_json_list([vars(note) for note in self.footnotes]) if self.footnotes else None,
         )
 
 
@@ -133,8 +156,10 @@ def agree(group: Sequence[Fact]) -> bool:
 
 
 def most_precise(group: Sequence[Fact]) -> Fact:
-    """The fact with the most decimals, the first of equals; one with a value before nil."""
-    return max(group, key=lambda fact: (fact.value is not None, _decimals(fact.decimals)))
+    """The fact with the most decimals, the first of equals; one with a value before nil. It takes all footnotes."""
+    kept = max(group, key=lambda fact: (fact.value is not None, _decimals(fact.decimals)))
+    notes = tuple(dict.fromkeys(note for fact in group for note in fact.footnotes))
+    return kept if notes == kept.footnotes else replace(kept, footnotes=notes)
 
 
 def _decimals(text: str | None) -> float:

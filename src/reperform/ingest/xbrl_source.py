@@ -13,6 +13,7 @@ from reperform import schemas
 from reperform.errors import ReperformError
 from reperform.ingest import filing_log, taxonomies
 from reperform.ingest.filing_log import DueDate, Receipt
+from reperform.ingest.report_packages import INLINE
 from reperform.ingest.source import (
     SourceFile,
     SourceResult,
@@ -37,11 +38,12 @@ class TaxonomyFiles:
 
     Args:
         files: glob below the raw folder.
-        host: what the addresses inside begin with, such as `https/eCollection.ferc.gov`.
+        host: what the addresses inside begin with, such as `https/eCollection.ferc.gov`; not needed for a taxonomy
+            package with a catalog of its own (META-INF/catalog.xml).
     """
 
     files: str
-    host: str
+    host: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -72,6 +74,7 @@ class XbrlSource:
         required: concepts that every filing of a form has to report, beside those its taxonomy asserts.
         required_when: by form: concepts to be reported where another one is true or more than zero, or more than a
             limit, as in `ferc:OperatingRevenues > 500000`.
+        document_sets: the inline pages of a folder are one filing; its receipt names the first of them.
         max_bytes: larger files are refused.
         kind: `xbrl`.
         on_unreadable_file: what the stage does with a file that is refused.
@@ -86,6 +89,7 @@ class XbrlSource:
     due_time_zone: str = "UTC"
     required: dict[str, list[str]] = field(default_factory=dict)
     required_when: dict[str, dict[str, Condition]] = field(default_factory=dict)
+    document_sets: bool = False
     max_bytes: Annotated[int, Field(gt=0)] = 200 << 20
     kind: str = "xbrl"
     on_unreadable_file: str = "quarantine"
@@ -98,6 +102,22 @@ def chosen_files(name: str, spec: XbrlSource, raw: Path) -> list[Path]:
         left_out.update(matching(f"{name} (exclude)", [pattern], raw))
     patterns = [spec.files] if isinstance(spec.files, str) else spec.files
     return [path for path in matching(name, patterns, raw) if path not in left_out]
+
+
+def document_sets(files: Sequence[Path], spec: XbrlSource) -> dict[Path, tuple[Path, ...]]:
+    """Each filing's first file, with the further pages of its inline document set."""
+    if not spec.document_sets:
+        return dict.fromkeys(files, ())
+    found: dict[Path, tuple[Path, ...]] = {}
+    first: dict[Path, Path] = {}
+    for path in files:
+        if path.suffix.lower() in INLINE and path.parent in first:
+            found[first[path.parent]] += (path,)
+            continue
+        found[path] = ()
+        if path.suffix.lower() in INLINE:
+            first[path.parent] = path
+    return found
 
 
 def receipts_by_file(name: str, spec: XbrlSource, raw: Path) -> dict[str, Receipt]:
@@ -126,7 +146,7 @@ def packages(name: str, spec: XbrlSource, raw: Path) -> list[taxonomies.Package]
     ]
 
 
-def task_for(path: Path, receipt: Receipt, spec: XbrlSource, cache: Path) -> Task:
+def task_for(path: Path, more: tuple[Path, ...], receipt: Receipt, spec: XbrlSource, cache: Path) -> Task:
     """What to read, and what to look for in it."""
     return Task(
         path=path,
@@ -138,6 +158,7 @@ def task_for(path: Path, receipt: Receipt, spec: XbrlSource, cache: Path) -> Tas
         required=tuple(spec.required.get(receipt.form, ())),
         required_when=tuple(sorted(spec.required_when.get(receipt.form, {}).items())),
         max_bytes=spec.max_bytes,
+        more=more,
     )
 
 
@@ -166,20 +187,25 @@ def unreadable(where: str, refusal: Refusal) -> UnreadableFileError:
 
 
 def source_result(
-    outcomes: Mapping[Path, Filing | Refusal], known: Mapping[str, Receipt], spec: XbrlSource, raw: Path
+    outcomes: Mapping[Path, Filing | Refusal],
+    sets: Mapping[Path, tuple[Path, ...]],
+    known: Mapping[str, Receipt],
+    spec: XbrlSource,
+    raw: Path,
 ) -> SourceResult:
-    """Tables and receipts of all files, in order of their names."""
+    """Tables and receipts of all files, in order of their names; the facts of a set are counted with its first page."""
     content, read_files, refused = Filing(), [], []
     filings: list[tuple[Any, ...]] = []
     quarantine: list[dict[str, object]] = []
     for path in sorted(outcomes):
         outcome, where, digest = outcomes[path], located(path, raw), sha256_of(path)
+        further = [SourceFile(located(page, raw), sha256_of(page), 0) for page in sets.get(path, ())]
         if isinstance(outcome, Refusal):
             refused.append(unreadable(where, outcome))
-            read_files.append(SourceFile(where, digest, 0))
+            read_files += [SourceFile(where, digest, 0), *further]
             continue
         filings.append(_filing_row(known[where]))
-        read_files.append(SourceFile(where, digest, outcome.facts_read))
+        read_files += [SourceFile(where, digest, outcome.facts_read), *further]
         content.facts_read += outcome.facts_read
         quarantine += [
             quarantined("facts", where, line or 0, UNDEFINED, column="concept", value=concept, row=xml)
