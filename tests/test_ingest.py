@@ -26,7 +26,12 @@ from tests.test_ingest_iso20022 import balance, document, entry
 from tests.test_ingest_table import HEADERS, ROWS, delivered, with_row
 
 DEMO = yaml.safe_load((ROOT / "conf" / "ingest" / "demo.yaml").read_text(encoding="utf-8"))
-SAVED = {**schemas.CANONICAL, "payment_details": schemas.PAYMENT_DETAILS, "quarantine": schemas.QUARANTINE}
+SAVED = {
+    **schemas.CANONICAL,
+    "payment_details": schemas.PAYMENT_DETAILS,
+    "origins": schemas.ORIGINS,
+    "quarantine": schemas.QUARANTINE,
+}
 NAMES = list(SAVED)
 DAY = datetime(2025, 4, 1, tzinfo=UTC)
 

@@ -10,6 +10,7 @@ from reperform.errors import ReperformError, nearest
 from reperform.ingest.column_map import table_source
 from reperform.ingest.combine import combine
 from reperform.ingest.iso20022 import iso20022_source
+from reperform.ingest.origins import origins
 from reperform.ingest.payment_details import united
 from reperform.ingest.receipt import receipt
 from reperform.ingest.source import SOURCE, SourceResult
@@ -88,6 +89,7 @@ def run(given: IngestParams) -> dict[str, Any]:
     for name, frame in combined.tables.items():
         tables.write_table(frame.rechunk(), "ingest", name)  # how files were batched shall not show in the bytes
     tables.write_table(united(results, combined.tables["transactions"]).rechunk(), "ingest", "payment_details")
+    tables.write_table(origins(results).rechunk(), "ingest", "origins")
     tables.write_table(quarantine, "ingest", "quarantine")
     tables.write_json(document, "ingest", "receipt")
     return document
