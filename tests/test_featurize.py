@@ -13,9 +13,9 @@ from scipy import stats
 
 from reperform import featurize, params, schemas, tables
 from reperform.errors import ReperformError
-from reperform.featurize import correlation, frequency, risk, timing
-from reperform.featurize.kernels import decoupling
+from reperform.featurize import correlation, frequency, opening, risk, timing
 from reperform.featurize.kpis import KPIS
+from reperform.featurize.rhythm import peer_decoupling
 from tests.featurize_tables import RULES, accounts, calendar, column, features, labels, stage, transactions, world
 
 H = 24.0  # hours in a day
@@ -530,7 +530,7 @@ def test_an_account_that_leaves_its_peers_is_decoupled() -> None:
     x, peer = np.concatenate([follows, pad, leaves, pad]), np.concatenate([common, pad, common, pad])
     wanted = np.zeros(240, bool)
     wanted[[119, 239]] = True
-    z, _, n = decoupling(np.array([0, 120, 240]), x, peer, wanted, np.zeros(2, np.int64), 28, 90, 28, 7)
+    z, n = peer_decoupling(np.array([0, 120, 240]), x, peer, wanted, np.zeros(2, np.int64), 28, 90, 28)
     assert abs(z[119]) < 2
     assert z[239] > 3
     assert n[119] == 90
@@ -541,7 +541,7 @@ def test_peer_score_is_the_difference_of_two_spearman_correlations() -> None:
     x, peer = rng.normal(size=64), rng.normal(size=64)
     wanted = np.zeros(64, bool)
     wanted[63] = True
-    z, _, n = decoupling(np.array([0, 64]), x, peer, wanted, np.zeros(1, np.int64), 28, 90, 28, 7)
+    z, n = peer_decoupling(np.array([0, 64]), x, peer, wanted, np.zeros(1, np.int64), 28, 90, 28)
 
     def flat(values: Any) -> Any:
         return values - np.array([np.median(values[k % 7 :: 7]) for k in range(len(values))])
@@ -557,7 +557,7 @@ def test_peer_score_is_the_difference_of_two_spearman_correlations() -> None:
     rho = [stats.spearmanr(a[s], b[s]).statistic for s in (ref, now)]
     error = math.sqrt(sum(1.06 / (effective(a[s], b[s]) - 3) for s in (ref, now)))
     assert z[63] == pytest.approx((math.atanh(rho[0]) - math.atanh(rho[1])) / error)
-    assert n[63] == 35  # own days through yesterday
+    assert n[63] == 34
 
 
 def test_peers_are_the_others_of_the_segment() -> None:
@@ -566,11 +566,11 @@ def test_peers_are_the_others_of_the_segment() -> None:
     )
     of = accounts(*({"account_id": a, "segment": "s" if a != "d" else "t"} for a in "abcd"))
     ledger = featurize.ledger_of(rows, of, labels(), stage(), calendar())
-    x = correlation.daily_log_amount(ledger, ledger.days)
-    got = correlation.peer_medians(x, ledger.days)
+    got, number = correlation.peer_medians(opening.series(ledger, None), correlation.peer_groups(ledger))
     a, b, c = np.log1p([1, 2, 4])
     assert got[:3] == pytest.approx([(b + c) / 2, (a + c) / 2, (a + b) / 2])
     assert math.isnan(got[3])
+    assert number.tolist() == [2, 2, 2, 0]
 
 
 # 13 network

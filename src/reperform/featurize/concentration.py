@@ -8,9 +8,10 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from reperform.featurize.kernels import F64, I64, concentration
+from reperform.featurize.kernels import F64, I64
 from reperform.featurize.ledger import Ledger, codes, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
+from reperform.featurize.shares import shares
 from reperform.featurize.windows import length_us, where_enough
 
 RISK_STEPS = 10_000  # risk in ten thousandths, so that exposures are whole numbers
@@ -23,12 +24,14 @@ class Settings:
     Args:
         window: exposures that count.
         least_n: fewer records give no index.
+        most_n: of more records, the latest so many count.
         groups: by what exposures are grouped.
         risk: column that weights an amount, as scored when it happened; 1 where it is unknown.
     """
 
     window: str = "30d"
     least_n: int = 20
+    most_n: int = 2000
     groups: list[Literal["counterparty", "country", "channel"]] = field(
         default_factory=lambda: ["counterparty", "country"]
     )
@@ -53,8 +56,23 @@ def columns(settings: Settings) -> tuple[Column, ...]:
                 null_rule=rule,
             ),
             Column(
+                f"concentration_{g}_unbiased_{w}",
+                "HHI - (1 - HHI) / (e - 1), e = 1 / sum of the records' own squared shares",
+                "0 to 1",
+                w,
+                is_model_input=False,
+                null_rule=f"{rule}, or one record outweighs all others",
+            ),
+            Column(
+                f"concentration_{g}_z_{w}",
+                "(HHI - mean) / standard deviation, both over all ways to deal the records' exposures to the records",
+                "z",
+                w,
+                null_rule=f"{rule}, or all ways give the same HHI",
+            ),
+            Column(
                 f"concentration_{g}_n_{w}",
-                "records behind it",
+                f"records behind it, the latest {settings.most_n:,} at most",
                 "transactions",
                 w,
                 is_model_input=False,
@@ -78,10 +96,15 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, made: M
     for group in settings.groups:
         name = f"{group}_id" if group == "counterparty" else group
         item = pair_codes(ledger.account, codes(ledger.transactions[name]))
-        n, groups, hhi = concentration(events, item, weights, int(item.max(initial=-1)) + 1, len(ledger))
+        n_items = int(item.max(initial=-1)) + 1
+        n, groups, hhi, unbiased, z = shares(
+            events, item, weights, n_items, settings.least_n, settings.most_n, len(ledger)
+        )
         normal = np.where(groups > 1, (hhi - 1 / np.maximum(groups, 1)) / (1 - 1 / np.maximum(groups, 2)), 1.0)
         out[f"concentration_{group}_{w}"] = where_enough(np.clip(normal, 0, 1), n, settings.least_n)
         out[f"concentration_{group}_effective_{w}"] = where_enough(1 / hhi, n, settings.least_n)
+        out[f"concentration_{group}_unbiased_{w}"] = unbiased
+        out[f"concentration_{group}_z_{w}"] = z
         out[f"concentration_{group}_n_{w}"] = n.astype(float)
     return out
 
@@ -92,12 +115,13 @@ KPI = Kpi(
     title="Risk concentration index",
     family="concentration",
     formula="HHI = sum of squared shares of E_k = sum of amount x risk as scored then, per counterparty or country; "
-    "HHI* = (HHI - 1/K) / (1 - 1/K)",
+    "HHI* = (HHI - 1/K) / (1 - 1/K); z against exposures dealt anew to the same records",
     unit="0 to 1",
     inputs=("account_id", "booked_at", "known_at", "amount_base", "counterparty_id", "country"),
     key="account",
     null_rule="too few known records in the window",
-    source="Herfindahl (1950); Hirschman (1964), The Paternity of an Index; effective number: Adelman (1969)",
+    source="Herfindahl (1950); Hirschman (1964), The Paternity of an Index; effective number: Adelman (1969); "
+    "moments under shuffling: Mantel (1967)",
     settings=Settings,
     columns=columns,
     compute=compute,
