@@ -367,3 +367,107 @@ def test_a_yearly_form_compares_with_the_year_before() -> None:
     found = rules(sample.filings(first[0], second[0]), sample.facts(*first[1], *second[1]))
     row = found["y22", "prior", "brr:Assets"]
     assert (row["is_satisfied"], row["reported"], row["computed"]) == (True, 101.0, 100.0)  # whole units, rounded
+
+
+# --- requirements and rules beyond the taxonomy's own ----------------------------------------------------------------
+
+
+def test_lines_weigh_what_the_form_says() -> None:
+    checks = sample.checks(check("f", "required", "brr:A", ok=True), check("f", "required", "brr:B", ok=False))
+    forms = {"brr": {"weights": {"brr:B": 3.0}}}
+    row = kpis(sample.filings(filing("f")), checks=checks, forms=forms)["f"]
+    assert (row["completeness"], row["n_present"], row["n_required"]) == (0.25, 1, 2)
+    nothing = kpis(sample.filings(filing("f")), checks=checks, forms={"brr": {"weights": {"brr:A": 0, "brr:B": 0}}})
+    assert nothing["f"]["completeness"] is None
+
+
+def test_nil_counts_where_the_form_allows_it() -> None:
+    checks = sample.checks(
+        check("f", "required", "brr:A", ok=False, detail='{"reason":"nil"}'),
+        check("f", "required", "brr:B", ok=False, detail='{"reason":"missing"}'),
+    )
+    forms = {"brr": {"nil_allowed": ["brr:A", "brr:B"]}}
+    row = kpis(sample.filings(filing("f")), checks=checks, forms=forms)["f"]
+    assert (row["completeness"], row["missing"]) == (0.5, "brr:B (missing)")
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "missing"),
+    [
+        ("OtherAssets", "iso4217:EUR", ""),
+        ("OtherAssets", "iso4217:USD", "brr:OtherAssets (wrong unit)"),  # the filing is in euros
+        ("OtherAssets", "xbrli:pure", "brr:OtherAssets (wrong unit)"),
+        ("ActiveAccountsNumber", "iso4217:EUR", "brr:ActiveAccountsNumber (wrong unit)"),
+        ("ActiveAccountsNumber", "xbrli:pure", ""),
+    ],
+)
+def test_a_line_in_the_wrong_unit_is_not_reported_as_it_has_to_be(name: str, unit: str, missing: str) -> None:
+    facts = sample.facts(
+        fact("f", "TotalAssets", 5), fact("f", "TotalEquity", 5), fact("f", "ProfitBeforeTax", 5, start=JANUARY.first),
+        fact("f", name, 1, unit=unit),
+    )  # fmt: skip
+    checks = sample.checks(check("f", "required", f"brr:{name}", ok=True))
+    assert kpis(sample.filings(filing("f")), facts, checks)["f"]["missing"] == missing
+
+
+def test_a_line_in_the_right_unit_elsewhere_is_enough() -> None:
+    facts = sample.facts(
+        fact("f", "TotalAssets", 5), fact("f", "OtherAssets", 5), fact("f", "OtherAssets", 5, unit="iso4217:USD"),
+        fact("f", "OtherLiabilities", 5, unit="iso4217:USD", dimensions='{"a":"b"}'),
+    )  # fmt: skip
+    checks = sample.checks(
+        check("f", "required", "brr:OtherAssets", ok=True), check("f", "required", "brr:InstitutionName", ok=True)
+    )
+    assert kpis(sample.filings(filing("f")), facts, checks)["f"]["completeness"] == 1.0
+
+
+def test_families_weigh_what_the_settings_say() -> None:
+    checks = sample.checks(
+        check("f", "calculation", "1.1 brr:A", ok=True, gap=0.0), check("f", "assertion", "not_negative_X", ok=False)
+    )
+    rows = [
+        kpis(sample.filings(filing("f", form="other")), checks=checks, rule_weights=weights)["f"]["consistency"]
+        for weights in ({}, {"assertion": 0.5}, {"assertion": 0.0, "calculation": 0.0})
+    ]
+    assert rows == [0.5, pytest.approx(2 / 3), None]
+    with pytest.raises(ReperformError, match="rule_weights"):
+        kpis(sample.filings(), rule_weights={"guess": 1.0})
+
+
+def messages(*texts: tuple[str, str]) -> pl.DataFrame:
+    rows = [
+        {"filing_id": "f", "code": code, "severity": "inconsistency", "text": text, "source_line": 1}
+        for code, text in texts
+    ]
+    return pl.DataFrame(rows, schema=schemas.polars_schema(schemas.MESSAGES))
+
+
+def test_duplicates_that_contradict_each_other_are_inconsistent() -> None:
+    facts = sample.facts(fact("f", "OtherAssets", 5))
+
+    def row(said: pl.DataFrame) -> dict[str, Any]:
+        table, _ = filing_tables(
+            sample.filings(filing("f", form="other")), facts, NO_CHECKS, NO_LEDGER, settings={}, messages=said
+        )
+        return table.row(0, named=True)
+
+    clean = row(messages(("footnote", "of no concern")))
+    assert (clean["assertion_n_evaluable"], clean["consistency"]) == (1, 1.0)
+    twice = row(messages(("contradicting_duplicates", "1 and 2"), ("contradicting_duplicates", "3 and 4")))
+    assert (twice["assertion_n_failed"], twice["consistency"], twice["failures"]) == (
+        2, 0.0, "assertion duplicates agree; assertion duplicates agree",
+    )  # fmt: skip
+
+
+def test_one_entity_says_the_same_on_all_its_forms() -> None:
+    first = filing("one", form="ferc1", filed_at=at("2025-02-05"))
+    second = filing("two", form="ferc60", filed_at=at("2025-02-08"))
+    other = filing("three", form="ferc60", entity="south", filed_at=at("2025-02-09"))
+    facts = sample.facts(
+        *(fact(name, "OtherAssets", value) for name, value in (("one", 100), ("two", 103), ("three", 500)))
+    )
+    found = rules(sample.filings(first, second, other), facts)
+    row = found["two", "prior", "cross-report brr:OtherAssets"]
+    assert (row["is_satisfied"], row["reported"], row["computed"], row["gap"]) == (False, 103.0, 100.0, 2.0)
+    assert '"against":"one"' in row["detail"]
+    assert len(found) == 1  # nobody's first report is compared with a later one, nor with another entity's

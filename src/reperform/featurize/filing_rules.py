@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Literal
 
 import polars as pl
@@ -15,6 +16,7 @@ from reperform import taxonomy
 from reperform.facts import NO_DIMENSIONS, CheckRow, as_json, interval, number
 
 CENTS = Decimal(100)
+CURRENCY = "iso4217:"
 What = tuple[str, date | None, date | None, str, str]  # concept, start, end, unit, dimensions
 
 
@@ -81,6 +83,12 @@ class Filed:
     def opening(self) -> date | None:
         """The day before the period."""
         return None if self.period_start is None else self.period_start - timedelta(days=1)
+
+    @cached_property
+    def currency(self) -> str | None:
+        """The unit of most of its amounts; None without amounts."""
+        units = sorted(what[3] for what in self.numbers if what[3].startswith(CURRENCY))
+        return max(units, key=units.count) if units else None
 
     def plain(self, concept: str, moment: str = "period") -> tuple[What, Amount] | None:
         """A number without dimensions, for the whole period or its end, or for the day before it ("start")."""
@@ -180,6 +188,63 @@ def prior_rows(filing: Filed, earlier: Sequence[Filed]) -> Iterator[CheckRow]:
         yield _compared(filing, "prior", what[0], (what, filing.numbers[what]), amount, against=source)
 
 
+def cross_rows(filing: Filed, others: Iterable[Filed]) -> Iterator[CheckRow]:
+    """Numbers that the same entity stated on another form, for the same time, unit and dimensions.
+
+    Args:
+        filing: the filing.
+        others: all filings, in order of filed_at; of each other form the last version filed before this one counts.
+    """
+    known: dict[What, tuple[Amount, str]] = {}
+    for other in others:
+        is_other = other.entity_id == filing.entity_id and other.form != filing.form
+        if is_other and other.filed_at < filing.filed_at:
+            known |= {what: (amount, other.filing_id) for what, amount in other.numbers.items()}
+    for what in filing.numbers.keys() & known.keys():
+        amount, source = known[what]
+        yield _compared(
+            filing, "prior", f"cross-report {what[0]}", (what, filing.numbers[what]), amount, against=source
+        )
+
+
+def duplicate_rows(filing: Filed, contradictions: Iterable[str]) -> Iterator[CheckRow]:
+    """Facts that are reported more than once: values whose intervals share nothing cannot both be true.
+
+    Of duplicates that agree the most precise one is kept, and nothing is left to compare; so one rule stands for all
+    of them, and fails once for each contradiction.
+    """
+    said = list(contradictions)
+    for text in said:
+        yield filing.filing_id, "assertion", "duplicates agree", True, False, None, None, None, as_json({"text": text})
+    if not said:
+        is_evaluable = bool(filing.concepts)
+        satisfied = True if is_evaluable else None
+        yield filing.filing_id, "assertion", "duplicates agree", is_evaluable, satisfied, None, None, None, None
+
+
+def is_in_wrong_unit(filing: Filed, concept: str) -> bool:
+    """Whether a line is reported in no right unit: another currency than the filing's, or an amount for a number.
+
+    Lines that hold no number have no unit to be wrong.
+    """
+    units = {
+        unit
+        for name, start, end, unit, dimensions in filing.numbers
+        if name == concept
+        and dimensions == NO_DIMENSIONS
+        and end == filing.period_end
+        and (start is None or filing.period_start in {None, start})
+    }
+    return bool(units) and not any(_is_right_unit(filing, concept, unit) for unit in units)
+
+
+def _is_right_unit(filing: Filed, concept: str, unit: str) -> bool:
+    line = taxonomy.BY_NAME.get(concept.removeprefix(f"{taxonomy.PREFIX}:")) if filing.form == taxonomy.FORM else None
+    if not unit.startswith(CURRENCY):
+        return line is None or line.kind != "monetary"
+    return unit == filing.currency and (line is None or line.kind == "monetary")
+
+
 # Lines of the bank return that its ledger has to tell, and the rows that they cover.
 Measure = Literal["number", "value", "accounts"]
 OUT, IN = pl.col("direction") == "out", pl.col("direction") == "in"
@@ -211,15 +276,15 @@ def ledger_rows(filing: Filed, transactions: pl.DataFrame, *, base_currency: str
     if filing.form != taxonomy.FORM or filing.period_start is None:
         return
     rows = _known_rows(filing, transactions)
-    reason = _why_not_comparable(filing, transactions, edge_days)
+    reason = why_not_comparable(filing, transactions, edge_days)
     for concept, (measure, covers) in LEDGER_LINES.items():
-        for what, reported in _stated(filing, taxonomy.qname(concept)):
-            own = None if reason else _in_unit(rows, what[3], base_currency)
+        for what, reported in stated(filing, taxonomy.qname(concept)):
+            own = None if reason else in_unit(rows, what[3], base_currency)
             if own is None:
                 text = reason or f"the ledger holds other currencies than {what[3]}"
                 yield _not_evaluable(filing, "ledger", _ledger_rule(what), text)
                 continue
-            covered = own.filter(covers & _channel_of(what[4]))
+            covered = own.filter(covers & channel_of(what[4]))
             computed = Amount.exact(_measured(covered, measure))
             yield _compared(filing, "ledger", _ledger_rule(what), (what, reported), computed)
 
@@ -231,7 +296,7 @@ def _known_rows(filing: Filed, transactions: pl.DataFrame) -> pl.DataFrame:
     return transactions.filter(in_period & (pl.col("known_at") <= filing.filed_at))
 
 
-def _why_not_comparable(filing: Filed, transactions: pl.DataFrame, edge_days: int) -> str | None:
+def why_not_comparable(filing: Filed, transactions: pl.DataFrame, edge_days: int) -> str | None:
     """A ledger that covers a part of the period proves nothing."""
     known = transactions.filter(pl.col("known_at") <= filing.filed_at)
     if known.is_empty():
@@ -246,7 +311,7 @@ def _why_not_comparable(filing: Filed, transactions: pl.DataFrame, edge_days: in
     return None
 
 
-def _stated(filing: Filed, concept: str) -> list[tuple[What, Amount]]:
+def stated(filing: Filed, concept: str) -> list[tuple[What, Amount]]:
     """Every statement of a line for the period, the total and those by channel."""
     return [
         (what, amount)
@@ -255,7 +320,7 @@ def _stated(filing: Filed, concept: str) -> list[tuple[What, Amount]]:
     ]
 
 
-def _in_unit(rows: pl.DataFrame, unit: str, base_currency: str) -> pl.DataFrame | None:
+def in_unit(rows: pl.DataFrame, unit: str, base_currency: str) -> pl.DataFrame | None:
     """Rows with `own_amount` in the unit of the statement; None where the ledger is kept in other currencies."""
     currencies = rows["currency"].unique().to_list()
     code = unit.removeprefix("iso4217:")
@@ -271,7 +336,7 @@ def _in_unit(rows: pl.DataFrame, unit: str, base_currency: str) -> pl.DataFrame 
     return rows.with_columns(own_amount=pl.col(column))
 
 
-def _channel_of(dimensions: str) -> pl.Expr:
+def channel_of(dimensions: str) -> pl.Expr:
     """The rows that a member of the channel dimension stands for."""
     if dimensions == NO_DIMENSIONS:
         return pl.lit(value=True)

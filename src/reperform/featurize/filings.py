@@ -9,23 +9,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import polars as pl
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from reperform import params, schemas
-from reperform.featurize import filing_rules
+from reperform.featurize import bridge, filing_rules
 from reperform.featurize.filing_rules import Filed, Identity, Part
 from reperform.taxonomy import FORM, qname
 
 STRICT = ConfigDict(extra="forbid")
-FAMILIES = ("calculation", "assertion", "balance", "prior", "ledger")
+Family = Literal["calculation", "assertion", "balance", "prior", "ledger"]
+FAMILIES = get_args(Family)
 # Sums are evaluated in two modes; Calculations 1.1 counts, XBRL 2.1 shows which parts are not reported.
 COUNTED_CALCULATIONS = "1.1 "
 # The taxonomy's own identities are measured again in family balance, where their gap is known.
 MEASURED_ELSEWHERE = "identity_"
+CONTRADICTION = "contradicting_duplicates"  # ingest's message on facts reported twice
 MOST_FAILURES = 5
 SECONDS_A_DAY = 86_400
 FILING_KPIS: dict[str, Any] = {
@@ -94,11 +96,15 @@ class FormSettings:
         assets: concept of total assets.
         profit: concept of profit before tax.
         identities: what has to agree within one filing.
+        weights: of required concepts in completeness; 1 where nothing is given.
+        nil_allowed: required concepts that may be reported as nil.
     """
 
     assets: str | None = None
     profit: str | None = None
     identities: list[IdentitySettings] = field(default_factory=list)
+    weights: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
+    nil_allowed: list[str] = field(default_factory=list)
 
 
 BANK_RETURN = FormSettings(
@@ -135,6 +141,7 @@ class FilingKpiSettings:
         least_peers: fewer peers say nothing.
         ledger_edge_days: the ledger has to begin and end within so many days of the period.
         base_currency: of `amount_base`.
+        rule_weights: of families of rules in consistency; 1 where nothing is given.
     """
 
     forms: dict[str, FormSettings] = field(default_factory=dict)
@@ -144,6 +151,7 @@ class FilingKpiSettings:
     least_peers: Annotated[int, Field(ge=1)] = 3
     ledger_edge_days: Annotated[int, Field(ge=0)] = 3
     base_currency: str = "EUR"
+    rule_weights: dict[Family, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
 
     def form(self, name: str) -> FormSettings:
         """Settings of a form; none for one that is not known."""
@@ -157,6 +165,7 @@ def filing_tables(
     transactions: pl.DataFrame,
     *,
     settings: Mapping[str, Any],
+    messages: pl.DataFrame | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """One row of KPIs per filing, and every rule behind them.
 
@@ -166,17 +175,28 @@ def filing_tables(
         checks: as `schemas.CHECKS`: what the taxonomy's own rules said.
         transactions: as `schemas.TRANSACTIONS`; empty where there is no ledger.
         settings: see `FilingKpiSettings`.
+        messages: as `schemas.MESSAGES`; tells which facts were reported twice with values that cannot both be true.
 
     Returns:
         `FILING_KPIS` in order of (filed_at, filing_id), and checks of all families as `schemas.CHECKS`.
     """
     known: FilingKpiSettings = params.build(FilingKpiSettings, settings, where="featurize.settings.filings")
     all_filed = filing_rules.filed(filings, facts)
-    rules = _all_checks(all_filed, checks, transactions, known)
+    rules = _all_checks(all_filed, checks, transactions, messages, known)
     due = dict(filings.select("filing_id", "due_at").iter_rows())
     by_filing = _by_filing(rules)
     rows = [_kpis(each, all_filed, by_filing.get(each.filing_id, []), due[each.filing_id], known) for each in all_filed]
     return pl.DataFrame(rows, schema=FILING_KPIS, orient="row"), rules
+
+
+def filing_bridge(
+    filings: pl.DataFrame, facts: pl.DataFrame, transactions: pl.DataFrame, *, settings: Mapping[str, Any]
+) -> pl.DataFrame:
+    """What would explain that ledger totals of a return differ from its transactions; see `bridge.filing_bridge`."""
+    known: FilingKpiSettings = params.build(FilingKpiSettings, settings, where="featurize.settings.filings")
+    return bridge.filing_bridge(
+        filings, facts, transactions, base_currency=known.base_currency, edge_days=known.ledger_edge_days
+    )
 
 
 def filing_kpis(
@@ -204,7 +224,11 @@ def filing_checks(
 
 
 def _all_checks(
-    all_filed: Sequence[Filed], checks: pl.DataFrame, transactions: pl.DataFrame, known: FilingKpiSettings
+    all_filed: Sequence[Filed],
+    checks: pl.DataFrame,
+    transactions: pl.DataFrame,
+    messages: pl.DataFrame | None,
+    known: FilingKpiSettings,
 ) -> pl.DataFrame:
     rows: list[tuple[Any, ...]] = []
     # One partition per entity, once: a filter of the whole ledger per filing costs more than all rules together.
@@ -214,6 +238,10 @@ def _all_checks(
         identities = [_identity(each) for each in known.form(filing.form).identities]
         rows += filing_rules.balance_rows(filing, identities)
         rows += filing_rules.prior_rows(filing, _own(filing, all_filed))
+        rows += filing_rules.cross_rows(filing, all_filed)
+        if messages is not None:
+            said = messages.filter((pl.col("filing_id") == filing.filing_id) & (pl.col("code") == CONTRADICTION))
+            rows += filing_rules.duplicate_rows(filing, said["text"])
         rows += filing_rules.ledger_rows(
             filing,
             ledgers.get(filing.entity_id, nothing),
@@ -264,27 +292,39 @@ def _kpis(
     }
     return (
         identity
-        | _completeness(checks)
+        | _completeness(filing, checks, known.form(filing.form))
         | {"timeliness_days": None if restatement["restates"] else _days_late(filing.filed_at, due_at)}
         | _peers(filing, all_filed, known)
-        | _consistency(checks, limit)
+        | _consistency(checks, limit, known.rule_weights)
         | restatement
     )
 
 
-def _completeness(checks: Sequence[Check]) -> dict[str, Any]:
-    """KPI 9: the share of required lines that are reported as they have to be; every line weighs the same."""
+def _completeness(filing: Filed, checks: Sequence[Check], form: FormSettings) -> dict[str, Any]:
+    """KPI 9: the weighted share of required lines that are reported as they have to be.
+
+    A line has to have a value of its type, for the period, without dimensions and in the right unit; nil counts as
+    missing unless the form allows it.
+    """
     required = [check for check in checks if check["family"] == "required"]
-    asked = [check for check in required if check["is_evaluable"]]
-    present = [check for check in asked if check["is_satisfied"]]
-    missing = [f"{check['rule']} ({_reason(check)})" for check in asked if not check["is_satisfied"]]
+    asked = [(check, _problem(filing, check, form)) for check in required if check["is_evaluable"]]
+    weights = [form.weights.get(check["rule"], 1.0) for check, _ in asked]
+    present = [weight for (_, problem), weight in zip(asked, weights, strict=True) if problem is None]
     return {
         "n_required": len(asked),
         "n_present": len(present),
-        "completeness": len(present) / len(asked) if asked else None,
-        "missing": "; ".join(missing),
+        "completeness": sum(present) / sum(weights) if sum(weights) else None,
+        "missing": "; ".join(f"{check['rule']} ({problem})" for check, problem in asked if problem is not None),
         "not_applicable": "; ".join(check["rule"] for check in required if not check["is_evaluable"]),
     }
+
+
+def _problem(filing: Filed, check: Check, form: FormSettings) -> str | None:
+    """What is wrong with a required line; None if nothing is."""
+    if check["is_satisfied"]:
+        return "wrong unit" if filing_rules.is_in_wrong_unit(filing, check["rule"]) else None
+    reason = _reason(check)
+    return None if reason == "nil" and check["rule"] in form.nil_allowed else reason
 
 
 def _reason(check: Check) -> str:
@@ -330,15 +370,16 @@ def counts(check: Check) -> bool:
     return check["family"] in FAMILIES
 
 
-def _consistency(checks: Sequence[Check], limit: Decimal | None) -> dict[str, Any]:
-    """KPI 10: the share of evaluable rules that hold, how many could be evaluated, and how large the worst gap is."""
+def _consistency(checks: Sequence[Check], limit: Decimal | None, weights: Mapping[Any, float]) -> dict[str, Any]:
+    """KPI 10: the weighted share of evaluable rules that hold, how many could be evaluated, and the worst gap."""
     rules = [check for check in checks if counts(check)]
     evaluable = [check for check in rules if check["is_evaluable"]]
     failed = [check for check in evaluable if not check["is_satisfied"]]
+    weight, lost = (sum(weights.get(check["family"], 1.0) for check in part) for part in (evaluable, failed))
     found: dict[str, Any] = {
         "n_rules": len(rules),
         "n_evaluable": len(evaluable),
-        "consistency": 1 - len(failed) / len(evaluable) if evaluable else None,
+        "consistency": 1 - lost / weight if weight else None,
         "coverage": len(evaluable) / len(rules) if rules else None,
         "severity": _worst(failed, limit) if evaluable else None,
         "gap": _largest_gap(failed) if evaluable else None,
