@@ -49,6 +49,7 @@ class IngestParams:
         on_unreadable_file: whether a file that cannot be read at all stops the run, or is listed in quarantine.
         processes: how many processes a reader may start.
         base_currency: of `amount_base`; exchange rates say what one unit of another currency is worth in it.
+        piece_bytes: about how much of a file is read at once; it shows in no output.
     """
 
     raw: str
@@ -56,6 +57,7 @@ class IngestParams:
     on_unreadable_file: Literal["stop", "quarantine"]
     processes: Annotated[int, Field(ge=1)]
     base_currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "EUR"
+    piece_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
 
     def __post_init__(self) -> None:
         """Check every description now, so that a misspelt key is found before the first stage runs."""
@@ -79,6 +81,30 @@ class FeaturizeParams:
 
     kpis: list[str]
     settings: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EngineParams:
+    """How KPIs are run; features are the same to the last bit.
+
+    Args:
+        name: `local` holds the whole table in memory, `bucketed` one file of accounts or counterparties at a time,
+            `spark` one such bucket on every executor.
+        threads: buckets that are computed at the same time.
+        bucket_rows: rows of a bucket, so many that it fits a processor's cache.
+        part_rows: rows of a file of `bucketed`, and of a bucket of `spark`.
+        row_group_rows: rows that are put back into order and written at once.
+        master: of the Spark cluster.
+        executor_memory: of each executor, as Spark writes it.
+    """
+
+    name: Literal["local", "bucketed", "spark"] = "local"
+    threads: Annotated[int, Field(ge=1)] = 2
+    bucket_rows: Annotated[int, Field(ge=1)] = 100_000
+    part_rows: Annotated[int, Field(ge=1)] = 2_000_000
+    row_group_rows: Annotated[int, Field(ge=1)] = 250_000
+    master: str = "local-cluster[2,1,1024]"
+    executor_memory: str = "1g"
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -3,16 +3,21 @@
 import errno
 import json
 import os
+import queue
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from polars.io.plugins import register_io_source
 
 from reperform import paths
 from reperform.errors import ReperformError
+
+ROWS_PER_GROUP = 262_144
 
 
 @contextmanager
@@ -47,6 +52,49 @@ def write_table(frame: pl.DataFrame, stage: str, name: str) -> Path:
     with replacing(target) as partial:
         frame.write_parquet(partial, compression="zstd", statistics=True)
     return target
+
+
+@contextmanager
+def appending(target: Path, schema: Mapping[str, Any]) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Give a function that appends frames to a Parquet file, for tables that do not fit into memory.
+
+    The file's bytes depend on the rows alone, never on how they came in frames: row groups are of one size.
+
+    Args:
+        target: the file; it is whole only when the block has ended well.
+        schema: names and types of the columns.
+    """
+    waiting: queue.Queue[pl.DataFrame | None] = queue.Queue(maxsize=2)
+    failed: list[BaseException] = []
+
+    def frames(*_: object) -> Iterator[pl.DataFrame]:
+        while (frame := waiting.get()) is not None:
+            yield frame
+
+    def write() -> None:
+        try:
+            source = register_io_source(frames, schema=dict(schema), is_pure=True)
+            source.sink_parquet(target, compression="zstd", statistics=True, row_group_size=ROWS_PER_GROUP)
+        except BaseException as error:  # noqa: BLE001  # it is raised again where the frames come from
+            failed.append(error)
+            while waiting.get() is not None:
+                pass  # whoever appends shall not wait for a writer that is gone
+
+    def append(frame: pl.DataFrame) -> None:
+        if failed:
+            raise failed[0]
+        if frame.height:
+            waiting.put(frame)
+
+    writer = threading.Thread(target=write, name=f"write {target.name}")
+    writer.start()
+    try:
+        yield append
+    finally:
+        waiting.put(None)
+        writer.join()
+    if failed:
+        raise failed[0]
 
 
 def scan_table(stage: str, name: str) -> pl.LazyFrame:

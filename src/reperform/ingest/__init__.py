@@ -2,18 +2,20 @@
 
 import importlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from reperform import params, paths, schemas, tables
+from reperform import params, paths, tables
 from reperform.errors import ReperformError, nearest
+from reperform.ingest import table
 from reperform.ingest.column_map import table_source
-from reperform.ingest.combine import combine
+from reperform.ingest.combine import WRITTEN, combine
 from reperform.ingest.iso20022 import iso20022_source
-from reperform.ingest.origins import origins
+from reperform.ingest.parts import Store
 from reperform.ingest.payment_details import united
 from reperform.ingest.receipt import receipt
-from reperform.ingest.source import SOURCE, SourceResult
+from reperform.ingest.source import SourceResult, UnreadableFileError, located, matching
 from reperform.ingest.xbrl_source import XbrlSource
 from reperform.params import IngestParams
 
@@ -77,19 +79,58 @@ def stop_for_unreadable(results: Mapping[str, SourceResult]) -> None:
     ) from first
 
 
+def stop_for_bad_beginnings(sources: Mapping[str, Mapping[str, Any]], raw: Path) -> None:
+    """Stop before anything is parsed when files are empty or begin wrongly: all of them are named.
+
+    Raises:
+        ReperformError: as `stop_for_unreadable`.
+    """
+    found: dict[str, SourceResult] = {}
+    for name, source in sources.items():
+        if _kind(name, source) == "table":
+            errors = table.bad_beginnings(name, table_source(name, source), raw)
+        else:
+            errors = _empty_files(name, source, raw)
+        found[name] = SourceResult(tables={}, unreadable=tuple(errors))
+    stop_for_unreadable(found)
+
+
+def _empty_files(name: str, source: Mapping[str, Any], raw: Path) -> list[UnreadableFileError]:
+    given = source.get("files", [])
+    patterns = [given] if isinstance(given, str) else given
+    return [
+        UnreadableFileError(
+            located(path, raw), "file_empty", "the file is empty.", fix="ask the sender for the file again"
+        )
+        for path in matching(name, patterns, raw)
+        if path.stat().st_size == 0
+    ]
+
+
+def read_sources(given: IngestParams, raw: Path, store: Store) -> dict[str, SourceResult]:
+    """Read every source. Tables go through the store, each file once whatever many sources it feeds."""
+    specs = {n: table_source(n, one) for n, one in given.sources.items() if _kind(n, one) == "table"}
+    read = table.read_all(specs, raw, store)
+    return {
+        name: read[name] if name in read else read_source(name, source, raw, given.processes)
+        for name, source in given.sources.items()
+    }
+
+
 def run(given: IngestParams) -> dict[str, Any]:
     """Read every source, unite them, and save the canonical tables with their receipt."""
     raw = paths.project_root() / given.raw
-    results = {name: read_source(name, source, raw, given.processes) for name, source in given.sources.items()}
+    store = Store(paths.project_root() / ".cache" / "ingest" / "tables", given.piece_bytes)
+    if given.on_unreadable_file == "stop":
+        stop_for_bad_beginnings(given.sources, raw)
+    results = read_sources(given, raw, store)
     if given.on_unreadable_file == "stop":
         stop_for_unreadable(results)
-    combined = combine(results, given.base_currency)
-    quarantine = schemas.checked(combined.quarantine.drop(SOURCE), schemas.QUARANTINE)
-    document = {"base_currency": given.base_currency, **receipt(given.sources, results, combined)}
-    for name, frame in combined.tables.items():
-        tables.write_table(frame.rechunk(), "ingest", name)  # how files were batched shall not show in the bytes
-    tables.write_table(united(results, combined.tables["transactions"]).rechunk(), "ingest", "payment_details")
-    tables.write_table(origins(results).rechunk(), "ingest", "origins")
-    tables.write_table(quarantine, "ingest", "quarantine")
+    with ExitStack() as stack:  # nothing replaces an earlier output before everything is written and adds up
+        files = {n: stack.enter_context(tables.replacing(paths.data("ingest") / f"{n}.parquet")) for n in WRITTEN}
+        combined = combine(results, given.base_currency, files)
+        document = {"base_currency": given.base_currency, **receipt(given.sources, results, combined)}
+    tables.write_table(united(results, combined.paid).rechunk(), "ingest", "payment_details")
     tables.write_json(document, "ingest", "receipt")
+    store.close()
     return document

@@ -32,7 +32,7 @@ class Format:
         delimiter: one character between fields.
         quote: the character around fields that hold a delimiter; empty where a source never quotes.
         encoding: a Python codec such as utf-8, latin-1, utf-16; a byte order mark is taken off by itself.
-        compression: gzip, none, or auto (gzip for names that end in .gz).
+        compression: gzip, zstd, zip, none, or auto (by the end of the name: .gz, .zst, .zip).
         decimal: the decimal mark.
         thousands: the thousands mark, if numbers carry one.
         final_newline: every row ends with a line break, so that a file without the last one was cut off.
@@ -40,18 +40,26 @@ class Format:
         names: the columns by position, for files without a header line.
         repeated_names: what a header means that names a column twice. `number` calls the second `Account` by the name
             `Account 2`; `refuse` takes it for a damaged file.
+        sheet: the sheet of an Excel file; the first one if not given.
+        max_record_bytes: a longer record is no record: a quote that is never closed, or an attack on the memory.
+        max_unpack_ratio: an archive that unpacks to more than this many times its size is refused.
+        max_unpacked_bytes: a file that holds more than this is refused.
     """
 
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
     quote: Annotated[str, Field(max_length=1)] = '"'
     encoding: str = "utf-8"
-    compression: Literal["auto", "gzip", "none"] = "auto"
+    compression: Literal["auto", "gzip", "zstd", "zip", "none"] = "auto"
     decimal: Literal[".", ","] = "."
     thousands: Literal["", ".", ",", " ", "'", "_"] = ""
     final_newline: bool = True
     missing: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     repeated_names: Literal["refuse", "number"] = "refuse"
+    sheet: str | None = None
+    max_record_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    max_unpack_ratio: Annotated[int, Field(ge=1)] = 250
+    max_unpacked_bytes: Annotated[int, Field(ge=1)] = 200 * 2**30
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,25 +1,37 @@
 """Delimited text as records of text fields. Every record is either returned or refused with its number and its text.
 
-Polars alone fills short rows with nulls and can cut long ones, so the shape of each record is checked before it parses.
+Text is read in pieces that end where a record ends. Polars alone fills short rows with nulls and can cut long ones, so
+the shape of a piece is looked at before it parses: where every record has its fields, Polars takes the piece as it is;
+anything else is divided into lines, and each record is checked by itself.
 """
 
 import csv
-import gzip
 import re
-import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
 
 from reperform.errors import nearest
+from reperform.ingest import archives
 from reperform.ingest.column_map import Format
 from reperform.ingest.source import RECORD, UnreadableFileError
 
 ROW = "__row"  # the record's text as it was delivered
 WRONG_FIELDS = "wrong_number_of_fields"
 BAD_QUOTES = "malformed_quotes"
-_GZIP_MAGIC = b"\x1f\x8b"
+NUL_BYTE = "nul_byte"
+BYTE_ORDER_MARK = "\ufeff".encode()
+_LINE_END, _RETURN = 10, 13
+_NUL = "\0"
+_SEEN_NUL = "\u2400"  # the picture of a NUL, which no database takes as text
+_WHITE = (b" ", b"\t", b"\x0b", b"\x0c", b"\r")
+Positions = npt.NDArray[np.int64]
+Keep = Callable[[list[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,33 @@ class Records:
         return self.fields.height + self.refused.height
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some records of one file, one after the other.
+
+    Args:
+        where: the file, and its member in an archive.
+        fields: `RECORD` (Int64) and one String column per raw column that is kept; an empty field is null.
+        refused: `RECORD`, `ROW`, `rule`, `value` of the records whose shape is wrong.
+        texts: from record numbers to the records' texts as delivered; they are needed for few of them.
+    """
+
+    where: str
+    fields: pl.DataFrame
+    refused: pl.DataFrame
+    texts: Callable[[pl.Series], pl.Series]
+
+    @property
+    def count(self) -> int:
+        """How many records it holds."""
+        return self.fields.height + self.refused.height
+
+
 def parse(content: bytes, form: Format, needed: list[str], path: str) -> Records:
     """The records of a delimited file with a header.
 
     Args:
-        content: the file's bytes.
+        content: the file's bytes, unpacked.
         form: how the text is written.
         needed: raw columns that must be there.
         path: the file's name, for messages.
@@ -52,99 +86,341 @@ def parse(content: bytes, form: Format, needed: list[str], path: str) -> Records
     Raises:
         UnreadableFileError: for an empty file, wrong encoding, a missing column, a file that was cut off.
     """
-    text = decoded(content, form, path)
-    records = _records(text, form, path)
-    header = form.names or _header(str(records[0]), form, path)
-    check_header(header, needed, path)
-    rows = records if form.names else records[1:]
-    body = pl.DataFrame({ROW: rows}).with_row_index(RECORD, offset=1).cast({RECORD: pl.Int64})
-    body = body.filter(pl.col(ROW) != "")
-    shaped = _with_shape(body, form)
-    fits = pl.col("rule").is_null() & (pl.col("n_fields") == len(header))
-    good = shaped.filter(fits).select(RECORD, ROW)
-    refused = _refused(shaped.filter(~fits), len(header))
-    return Records(_split_fields(good, header, form, path), refused)
+
+    def keep(header: list[str]) -> list[str]:
+        check_header(header, needed, path)
+        return header
+
+    text = [content] if archives.is_utf8(form) else archives.transcoded(iter([content]), form, path)
+    fields, refused = [], [no_refusals()]
+    for piece in pieces(text, form, keep, path):
+        fields.append(piece.fields.insert_column(1, piece.texts(piece.fields.get_column(RECORD)).alias(ROW)))
+        refused.append(piece.refused)
+    return Records(pl.concat(fields), pl.concat(refused))
 
 
-def decoded(content: bytes, form: Format, path: str) -> str:
-    """The text of a file: decompressed, decoded, without a byte order mark.
+def pieces(blocks: Iterable[bytes], form: Format, keep: Keep, where: str) -> Iterator[Piece]:
+    """The records of a text, piece by piece; at least one piece, which may be empty.
+
+    Args:
+        blocks: the text in UTF-8, cut anywhere.
+        form: how the text is written.
+        keep: from the header to the raw columns that are wanted; it refuses a header without a needed one.
+        where: the text's name, for messages.
 
     Raises:
-        UnreadableFileError: for an empty file, a broken archive, or bytes that are not in the encoding.
+        UnreadableFileError: for an empty file, wrong encoding, a missing column, a file that was cut off.
     """
-    plain = _decompressed(content, form, path)
-    if not plain.strip():
+    reader = _Reader(form, keep, where)
+    for block in blocks:
+        yield from reader.pieces_of(block)
+    yield reader.last_piece()
+
+
+class _Reader:
+    """Cuts a text where records end, and parses the pieces; counts bytes, lines and records on its way."""
+
+    def __init__(self, form: Format, keep: Keep, where: str) -> None:
+        self.form, self.keep, self.where = form, keep, where
+        self.header: list[str] | None = form.names or None
+        self.kept = keep(form.names) if form.names else []
+        self.rest = b""
+        self.bytes = self.lines = self.records = 0
+        self.begun = False
+
+    def pieces_of(self, block: bytes) -> Iterator[Piece]:
+        """The records that are complete with this block."""
+        text = self.rest + block if self.rest else block
+        if not self.begun:
+            if len(text) < len(BYTE_ORDER_MARK) or not text.strip():
+                self.rest = text
+                return
+            self.begun, text = True, self._without_mark(text)
+        whole = text.rfind(b"\n") + 1
+        lines = text[:whole] if whole < len(text) else text
+        self._check_encoding(lines)
+        end = _closed_length(lines, self.form) if whole else 0
+        self.rest = text[end:]
+        if end:
+            yield from self._piece(text[:end] if end < len(text) else text)
+        self._check_length(len(self.rest))
+
+    def _without_mark(self, text: bytes) -> bytes:
+        if text.startswith(BYTE_ORDER_MARK):
+            self.bytes += len(BYTE_ORDER_MARK)
+        return text.removeprefix(BYTE_ORDER_MARK)
+
+    def last_piece(self) -> Piece:
+        """What is left at the end of the text.
+
+        Raises:
+            UnreadableFileError: when the text ends within a record, or holds nothing.
+        """
+        if not self.begun:
+            if not self.rest.removeprefix(BYTE_ORDER_MARK).strip():
+                raise _empty(self.where, self.bytes + len(self.rest))
+            self.rest = self._without_mark(self.rest)
+        self._check_encoding(self.rest)
+        text = self.rest
+        if text and not text.endswith(b"\n"):
+            if self.form.final_newline:
+                raise self._cut_off(text)
+            text += b"\n"
+        end = _closed_length(text, self.form) if text else 0
+        if end < len(text):
+            raise self._never_closed(text[:end].count(b"\n"))
+        for piece in self._piece(text) if text else ():
+            return piece
+        if self.header is None:
+            raise _empty(self.where, self.bytes)
+        return Piece(self.where, _no_fields(self.kept), no_refusals(), lambda _: pl.Series(ROW, [], pl.String))
+
+    def _piece(self, text: bytes) -> Iterator[Piece]:
+        self.bytes += len(text)
+        if self.header is None:
+            first, text = _first_record(text, self.form)
+            self.header = _header(first, self.form, self.where)
+            self.kept = self.keep(self.header)
+            self.lines += first.count("\n") + 1
+        if not text:
+            return
+        ends = _record_ends(text, self.form, len(self.header))
+        if ends is not None:
+            self._check_lengths(np.diff(ends, prepend=-1))
+            piece = self._regular(text, ends)
+        else:
+            piece = self._irregular(text)
+        self.lines += text.count(b"\n")
+        yield piece
+
+    def _regular(self, text: bytes, ends: Positions) -> Piece:
+        fields = self._split(text, ends.size)
+        before = self.records
+        self.records += ends.size
+        number = pl.int_range(before + 1, self.records + 1, dtype=pl.Int64, eager=True).alias(RECORD)
+
+        def texts(records: pl.Series) -> pl.Series:
+            places = records.to_numpy() - before - 1
+            starts = np.where(places > 0, ends[places - 1] + 1, 0)
+            cut = [text[a:b].decode().removesuffix("\r") for a, b in zip(starts, ends[places], strict=True)]
+            return pl.Series(ROW, cut, pl.String)
+
+        return Piece(self.where, fields.insert_column(0, number), no_refusals(), texts)
+
+    def _irregular(self, text: bytes) -> Piece:
+        lines = _joined(_lines(text), self.form)
+        self._check_lengths(lines.str.len_bytes().to_numpy())
+        numbers = pl.int_range(self.records + 1, self.records + lines.len() + 1, dtype=pl.Int64, eager=True)
+        self.records += lines.len()
+        header = self.header or []
+        body = pl.DataFrame({RECORD: numbers, ROW: lines}).filter(pl.col(ROW) != "")
+        shaped = _with_shape(body, self.form)
+        fits = pl.col("rule").is_null() & (pl.col("n_fields") == len(header))
+        good = shaped.filter(fits).select(RECORD, ROW)
+        refused = _refused(shaped.filter(~fits), len(header))
+        if good.is_empty():
+            fields = _no_fields(self.kept).drop(RECORD)
+        else:
+            fields = self._split(("\n".join(good.get_column(ROW)) + "\n").encode(), good.height)
+
+        def texts(records: pl.Series) -> pl.Series:
+            return good.get_column(ROW).gather(good.get_column(RECORD).search_sorted(records))
+
+        return Piece(self.where, fields.insert_column(0, good.get_column(RECORD)), refused, texts)
+
+    def _split(self, text: bytes, n_records: int) -> pl.DataFrame:
+        header = self.header or []
+        fields = pl.read_csv(
+            text,
+            has_header=False,
+            separator=self.form.delimiter,
+            quote_char=self.form.quote or None,
+            schema=dict.fromkeys(header, pl.String),
+            null_values=self.form.missing or None,
+        ).select(self.kept)
+        if fields.height != n_records:
+            raise UnreadableFileError(
+                self.where, "file_rows", "the file's rows cannot be told apart.",
+                expected=f"{n_records} rows", got=f"{fields.height}", place=f"from line {self.lines + 1} on",
+                fix="check `format.quote` and `format.delimiter`",
+            )  # fmt: skip
+        if not _may_need_trimming(text, self.form, n_records):
+            return fields
+        trimmed = pl.all().str.strip_chars()
+        return fields.select(pl.when(trimmed.str.len_bytes() > 0).then(trimmed).name.keep())
+
+    def _check_encoding(self, text: bytes) -> None:
+        if text.isascii():
+            return
+        offsets = pa.py_buffer(np.array([0, len(text)], dtype=np.int64))
+        try:
+            pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(text)).validate(full=True)
+        except pa.ArrowInvalid:
+            try:
+                text.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise archives.wrong_encoding(self.where, self.form, error, self.bytes) from error
+
+    def _check_lengths(self, lengths: npt.NDArray[Any]) -> None:
+        if lengths.size and lengths.max() > self.form.max_record_bytes:
+            self.records += int(np.argmax(lengths > self.form.max_record_bytes))
+            self._check_length(int(lengths.max()))
+
+    def _check_length(self, length: int) -> None:
+        if length <= self.form.max_record_bytes:
+            return
         raise UnreadableFileError(
-            path, "file_empty", "the file is empty.",
-            expected="a header and rows", got=f"{len(content)} bytes without text",
-            fix="ask the sender for the file again; a day without rows still has a header",
+            self.where, "file_record_too_long", "a record is longer than any record may be.",
+            expected=f"at most {self.form.max_record_bytes} bytes", got="more than that, without an end",
+            place=f"record {self.records + 1}",
+            fix="ask the sender: the quote of a field is never closed, or line breaks are missing; if such records "
+            "are right, raise `format.max_record_bytes` of the source in conf/ingest/",
         )  # fmt: skip
-    try:
-        return plain.decode(form.encoding).removeprefix("\ufeff")
-    except UnicodeError as error:
-        raise UnreadableFileError(
-            path, "file_encoding", f"the text is not in {form.encoding}.",
-            expected=f"text in {form.encoding}, whole to its last character", got=str(error),
-            fix="mend `format.encoding` of the source in conf/ingest/; if it is right, the file is damaged or cut off",
-        ) from error  # fmt: skip
 
-
-def _decompressed(content: bytes, form: Format, path: str) -> bytes:
-    zipped = form.compression == "gzip" or (form.compression == "auto" and path.endswith(".gz"))
-    if not zipped:
-        return content
-    if content and not content.startswith(_GZIP_MAGIC):
-        raise UnreadableFileError(
-            path, "file_compression", "the file is not a gzip archive.",
-            expected="gzip", got=f"first bytes {content[:4].hex(' ')}", fix="mend `format.compression` in conf/ingest/",
-        )  # fmt: skip
-    try:
-        return gzip.decompress(content) if content else b""
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UnreadableFileError(
-            path, "file_cut_off", "the gzip archive is cut off or damaged.",
-            expected="a whole archive", got=f"{len(content)} bytes: {error}", fix="ask the sender for the file again",
-        ) from error  # fmt: skip
-
-
-def _records(text: str, form: Format, path: str) -> pl.Series:
-    """The file's records as text, the header first; a line break inside quotes belongs to its record."""
-    ends_whole = text.endswith("\n")
-    lines = pl.Series(ROW, text.removesuffix("\n").split("\n"), dtype=pl.String).str.strip_suffix("\r")
-    if form.final_newline and not ends_whole:
-        raise UnreadableFileError(
-            path, "file_cut_off", "the file is cut off in the middle of a row.",
-            expected="a line break after the last row", got=f"the end of the file after {lines[-1][:120]!r}",
-            place=f"line {lines.len()}",
+    def _cut_off(self, text: bytes) -> UnreadableFileError:
+        last = text[text.rfind(b"\n") + 1 :]
+        return UnreadableFileError(
+            self.where, "file_cut_off", "the file is cut off in the middle of a row.",
+            expected="a line break after the last row",
+            got=f"the end of the file after {last[:480].decode(errors='replace')[:120]!r}",
+            place=f"line {self.lines + text.count(_LINE_END) + 1}",
             fix="ask the sender for the file again; if this source never ends its last row, set `format.final_newline: "
             "false` in conf/ingest/",
         )  # fmt: skip
-    return _joined(lines, form, path) if form.quote and form.quote in text else lines
+
+    def _never_closed(self, lines_before: int) -> UnreadableFileError:
+        return UnreadableFileError(
+            self.where, "file_cut_off", "a quoted field is never closed: the file is cut off, or a quote is stray.",
+            expected=f"a closing {self.form.quote}", got="the end of the file",
+            place=f"from line {self.lines + lines_before + 1} on",
+            fix="ask the sender for the file again; if this source never quotes, set `format.quote: ''`",
+        )  # fmt: skip
 
 
-def _joined(lines: pl.Series, form: Format, path: str) -> pl.Series:
-    """Lines joined to records: a line that begins inside an open quote goes on with the record before it."""
+def _empty(where: str, n_bytes: int) -> UnreadableFileError:
+    return UnreadableFileError(
+        where, "file_empty", "the file is empty.",
+        expected="a header and rows", got=f"{n_bytes} bytes without text",
+        fix="ask the sender for the file again; a day without rows still has a header",
+    )  # fmt: skip
+
+
+def _record_ends(text: bytes, form: Format, n_columns: int) -> Positions | None:
+    """Where each record ends, if every record has its number of fields and every quote its place; None otherwise.
+
+    A file of one column, blank lines, NUL bytes and stray carriage returns are left to the careful way.
+    """
+    mark, quote = form.delimiter.encode(), form.quote.encode()
+    if n_columns == 1 or len(mark) != 1 or b"\0" in text or mark == b"\n":
+        return None
+    quoted = bool(quote) and quote in text
+    if b"\r" in text and (quoted or mark == b"\r" or text.count(b"\r") != text.count(b"\r\n")):
+        return None
+    content = np.frombuffer(text, dtype=np.uint8)
+    is_end, is_mark = content == _LINE_END, content == mark[0]
+    if quoted:
+        outside = _outside_quotes(content, quote, mark)
+        if outside is None:
+            return None
+        is_end, is_mark = is_end & outside, is_mark & outside
+    ends, marks = np.flatnonzero(is_end), np.flatnonzero(is_mark)
+    if marks.size != ends.size * (n_columns - 1) or not ends.size or ends[-1] != content.size - 1:
+        return None
+    starts = np.append(-1, ends[:-1])
+    in_place = (marks[:: n_columns - 1] > starts).all() and (marks[n_columns - 2 :: n_columns - 1] < ends).all()
+    return ends if in_place else None
+
+
+def _outside_quotes(content: npt.NDArray[np.uint8], quote: bytes, mark: bytes) -> npt.NDArray[np.bool_] | None:
+    """Which bytes stand outside quotes, if each quoted field is quoted in whole; None otherwise."""
+    if len(quote) != 1:
+        return None
+    is_quote = content == quote[0]
+    places = np.flatnonzero(is_quote)
+    if places.size % 2 or places[-1] == content.size - 1:
+        return None
+    borders = np.array([mark[0], _LINE_END, quote[0]], dtype=np.uint8)
+    before = content[places[0::2] - 1] if places[0] else np.append(borders[1], content[places[2::2] - 1])
+    if not (np.isin(before, borders).all() and np.isin(content[places[1::2] + 1], borders).all()):
+        return None
+    outside: npt.NDArray[np.bool_] = (np.cumsum(is_quote, dtype=np.uint8) & 1) == 0
+    return outside
+
+
+def _may_need_trimming(text: bytes, form: Format, n_records: int) -> bool:
+    """Whether a field may be empty in quotes, or begin or end with white space."""
+    if not text.isascii() or not form.delimiter.isascii():
+        return True
+    mark, quote = form.delimiter.encode(), form.quote.encode()
+    if quote and quote in text and (quote * 2 in text or text.count(b"\n") != n_records):
+        return True
+    borders = [border for border in (mark, b"\n", quote if quote in text else b"") if border]
+    return any(
+        text.startswith(white) or any(border + white in text or white + border in text for border in borders)
+        for white in _WHITE
+        if white != mark and white in text
+    )
+
+
+def _closed_length(text: bytes, form: Format) -> int:
+    """How many bytes of whole lines end with a record: a quote that is still open goes on in what follows."""
+    quote, mark = form.quote.encode(), form.delimiter.encode()
+    if not quote or quote not in text:
+        return len(text)
+    if len(mark) == 1 and text.count(quote) % 2 == 0:
+        outside = _outside_quotes(np.frombuffer(text, dtype=np.uint8), quote, mark)
+        if outside is not None:
+            return len(text)
+    lines = _lines(text, keep_ends=True)
+    opened_at = _open_lines(lines.str.strip_suffix("\n").str.strip_suffix("\r"), form)[1]
+    return len(text) if opened_at is None else int(lines.head(opened_at).str.len_bytes().sum())
+
+
+def _lines(text: bytes, *, keep_ends: bool = False) -> pl.Series:
+    """The lines of a text that ends with a line break."""
+    ends = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == _LINE_END)
+    offsets = pa.py_buffer(np.append(np.int64(0), ends + 1))
+    array = pa.LargeStringArray.from_buffers(ends.size, offsets, pa.py_buffer(text))
+    lines = pl.Series(ROW, pl.from_arrow(array), dtype=pl.String)
+    return lines if keep_ends else lines.str.strip_suffix("\n").str.strip_suffix("\r")
+
+
+def _open_lines(lines: pl.Series, form: Format) -> tuple[list[tuple[int, int]], int | None]:
+    """Runs of lines that are one record (first and last line), and the line whose quote is still open at the end."""
     odd = (lines.str.count_matches(form.quote, literal=True) % 2 == 1).arg_true().to_list()
     opens = re.compile(_pattern("(?:{one}{mark})*{quote}(?:[^{quote}]|{quote}{quote})*", form))
-    goes_on = [False] * lines.len()
+    runs: list[tuple[int, int]] = []
     opened_at: int | None = None
     for number in odd:
         if opened_at is not None:
-            goes_on[opened_at + 1 : number + 1] = [True] * (number - opened_at)
+            runs.append((opened_at, number))
             opened_at = None
         elif opens.fullmatch(lines[number]):
             opened_at = number  # any other odd quote is a stray one: that record alone is refused
-    if opened_at is not None:
-        raise UnreadableFileError(
-            path, "file_cut_off", "a quoted field is never closed: the file is cut off, or a quote is stray.",
-            expected=f"a closing {form.quote}", got="the end of the file", place=f"from line {opened_at + 1} on",
-            fix="ask the sender for the file again; if this source never quotes, set `format.quote: ''`",
-        )  # fmt: skip
-    if not any(goes_on):
+    return runs, opened_at
+
+
+def _joined(lines: pl.Series, form: Format) -> pl.Series:
+    """Lines joined to records: a line that begins inside an open quote goes on with the record before it."""
+    runs = _open_lines(lines, form)[0] if form.quote and lines.str.contains(form.quote, literal=True).any() else []
+    if not runs:
         return lines
-    starts = (~pl.Series(goes_on)).cast(pl.Int64).cum_sum()
-    grouped = pl.DataFrame({"start": starts, ROW: lines}).group_by("start", maintain_order=True)
+    starts = np.ones(lines.len(), dtype=np.int64)
+    for first, last in runs:
+        starts[first + 1 : last + 1] = 0
+    grouped = pl.DataFrame({"start": starts.cumsum(), ROW: lines}).group_by("start", maintain_order=True)
     return grouped.agg(pl.col(ROW).str.join("\n")).get_column(ROW)
+
+
+def _first_record(text: bytes, form: Format) -> tuple[str, bytes]:
+    """The first record of a text, and what follows; a header may have line breaks inside quotes."""
+    end = text.index(b"\n") + 1
+    quote = form.quote.encode()
+    if quote and text.count(quote, 0, end) % 2:
+        runs = _open_lines(_lines(text), form)[0]
+        for _ in range(runs[0][1] if runs and runs[0][0] == 0 else 0):
+            end = text.index(b"\n", end) + 1
+    return "\n".join(line.removesuffix("\r") for line in text[: end - 1].decode().split("\n")), text[end:]
 
 
 def _pattern(template: str, form: Format) -> str:
@@ -155,11 +431,7 @@ def _pattern(template: str, form: Format) -> str:
 
 
 def _header(line: str, form: Format, path: str) -> list[str]:
-    if form.quote:
-        fields = next(csv.reader([line], delimiter=form.delimiter, quotechar=form.quote))
-    else:
-        fields = line.split(form.delimiter)
-    names = [name.strip() for name in fields]
+    names = [name.strip() for name in _header_fields(line, form, path)]
     if form.repeated_names == "number":
         names = numbered(names)
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -173,6 +445,19 @@ def _header(line: str, form: Format, path: str) -> list[str]:
     return names
 
 
+def _header_fields(line: str, form: Format, path: str) -> list[str]:
+    if not form.quote:
+        return line.split(form.delimiter)
+    try:
+        return next(csv.reader([line], delimiter=form.delimiter, quotechar=form.quote), [])
+    except csv.Error as error:
+        raise UnreadableFileError(
+            path, "file_header", "the header cannot be read.",
+            expected="names of columns", got=str(error), place="line 1",
+            fix="check `format.delimiter` and `format.quote` of the source in conf/ingest/",
+        ) from error  # fmt: skip
+
+
 def numbered(names: list[str]) -> list[str]:
     """Column names with the second `Account` called `Account 2`, the third `Account 3`."""
     counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
@@ -182,6 +467,10 @@ def numbered(names: list[str]) -> list[str]:
 def no_refusals() -> pl.DataFrame:
     """Refused records of a file without any."""
     return pl.DataFrame(schema={RECORD: pl.Int64, ROW: pl.String, "rule": pl.String, "value": pl.String})
+
+
+def _no_fields(names: list[str]) -> pl.DataFrame:
+    return pl.DataFrame(schema={RECORD: pl.Int64, **dict.fromkeys(names, pl.String)})
 
 
 def check_header(header: list[str], needed: list[str], path: str) -> None:
@@ -200,46 +489,24 @@ def check_header(header: list[str], needed: list[str], path: str) -> None:
 
 
 def _with_shape(body: pl.DataFrame, form: Format) -> pl.DataFrame:
-    """Adds `n_fields`, and `rule` for records whose quotes are malformed."""
+    """Adds `n_fields`, and `rule` for records whose quotes are malformed or that hold a NUL."""
     count = pl.col(ROW).str.count_matches(form.delimiter, literal=True)
+    nul = pl.when(pl.col(ROW).str.contains(_NUL, literal=True)).then(pl.lit(NUL_BYTE))
     if not form.quote:
-        return body.with_columns(n_fields=count + 1, rule=pl.lit(None, pl.String))
+        return body.with_columns(n_fields=count + 1, rule=nul)
     has_quote = pl.col(ROW).str.contains(form.quote, literal=True)
     unquoted = pl.col(ROW).str.replace_all(_pattern("{quote}[^{quote}]*{quote}", form), "")
     well_quoted = pl.col(ROW).str.contains(_pattern("^(?s:{one}(?:{mark}{one})*)$", form))
     return body.with_columns(
         n_fields=pl.when(has_quote).then(unquoted.str.count_matches(form.delimiter, literal=True)).otherwise(count) + 1,
-        rule=pl.when(has_quote & ~well_quoted).then(pl.lit(BAD_QUOTES)),
+        rule=pl.when(has_quote & ~well_quoted).then(pl.lit(BAD_QUOTES)).otherwise(nul),
     )
 
 
 def _refused(wrong: pl.DataFrame, expected: int) -> pl.DataFrame:
     return wrong.select(
         RECORD,
-        ROW,
+        pl.col(ROW).str.replace_all(_NUL, _SEEN_NUL, literal=True),
         rule=pl.col("rule").fill_null(WRONG_FIELDS),
         value=pl.when(pl.col("rule").is_null()).then(pl.format("{} instead of {}", "n_fields", pl.lit(expected))),
-    )
-
-
-def _split_fields(good: pl.DataFrame, header: list[str], form: Format, path: str) -> pl.DataFrame:
-    if good.is_empty():
-        return good.with_columns(pl.lit(None, pl.String).alias(name) for name in header)
-    body = "\n".join(good.get_column(ROW).to_list()) + "\n"
-    fields = pl.read_csv(
-        BytesIO(body.encode()),
-        has_header=False,
-        separator=form.delimiter,
-        quote_char=form.quote or None,
-        schema=dict.fromkeys(header, pl.String),
-        null_values=form.missing or None,
-    )
-    if fields.height != good.height:
-        raise UnreadableFileError(
-            path, "file_rows", "the file's rows cannot be told apart.",
-            expected=f"{good.height} rows", got=f"{fields.height}", fix="check `format.quote` and `format.delimiter`",
-        )  # fmt: skip
-    trimmed = pl.all().str.strip_chars()
-    return pl.concat(
-        [good, fields.select(pl.when(trimmed.str.len_bytes() > 0).then(trimmed).name.keep())], how="horizontal"
     )

@@ -24,7 +24,8 @@ def with_amount_base(
     Returns:
         The transactions with a known amount, and the others as `schemas.QUARANTINE` (with `SOURCE` where rows have it).
     """
-    rate = _rate_as_known(transactions, rates)
+    foreign = transactions.select((pl.col("currency") != base_currency) & pl.col("amount_base").is_null()).to_series()
+    rate = _rate_as_known(transactions, rates) if foreign.any() else pl.lit(None, pl.Float64)
     filled = transactions.with_columns(
         amount_base=pl.when(pl.col("amount_base").is_not_null())
         .then("amount_base")

@@ -1,13 +1,14 @@
 """What was read, and where every record of it went: counts that must add up before anything is saved."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import polars as pl
-
+from reperform import schemas
 from reperform.errors import ReperformError
-from reperform.ingest.combine import Combined
-from reperform.ingest.source import RULE_OF_FILES, SOURCE, SourceResult
+from reperform.ingest.column_map import TARGETS
+from reperform.ingest.combine import DUPLICATE_ID, Combined
+from reperform.ingest.source import DUPLICATE_FILE, RULE_OF_FILES, SourceFile, SourceResult
 
 # The table that a source's records become rows of; a source of tables names its own.
 MAIN_TABLE = {"iso20022": "transactions", "xbrl": "facts"}
@@ -23,25 +24,25 @@ def receipt(sources: Mapping[str, Mapping[str, Any]], results: Mapping[str, Sour
     """
     return {
         "sources": {name: _of_source(name, sources[name], results[name], combined) for name in results},
-        "tables": {table: {"rows_out": frame.height} for table, frame in combined.tables.items()},
-        "quarantined": _by_rule(combined.quarantine),
+        "tables": {table: {"rows_out": combined.rows[table]} for table in schemas.CANONICAL},
+        "quarantined": _by_rule(combined),
     }
 
 
 def _of_source(name: str, source: Mapping[str, Any], result: SourceResult, combined: Combined) -> dict[str, Any]:
     kind = str(source["kind"])
-    refused = combined.quarantine.filter(pl.col(SOURCE) == name)
-    whole = pl.col("rule").str.starts_with(RULE_OF_FILES)
+    rules = _by_rule(combined, source=name)
     main = MAIN_TABLE.get(kind, str(source.get("target", "")))
     one = {
         "kind": kind,
-        "files": [{"path": f.path, "sha256": f.sha256, "records": f.records} for f in result.files],
+        "files": [_of_file(name, file, combined) for file in result.files],
         "rows_in": sum(file.records for file in result.files),
-        "rows_out": combined.rows_out[name].get(main, 0),
-        "tables": combined.rows_out[name],
+        "rows_out": combined.rows_out[name][main],
+        "tables": {table: combined.rows_out[name][table] for table in result.tables if table in TARGETS},
         "left_out": {**result.left_out, **{name: n for name, n in result.counts.items() if n and name in COUNTED_ONCE}},
-        "quarantined": _by_rule(refused.filter(~whole)),
-        "files_refused": _by_rule(refused.filter(whole)),
+        "quarantined": {rule: n for rule, n in rules.items() if not rule.startswith(RULE_OF_FILES)},
+        "files_refused": {rule: n for rule, n in rules.items() if rule.startswith(RULE_OF_FILES)},
+        "files_seen_before": rules.get(DUPLICATE_FILE, 0),
         "counts": {name: n for name, n in result.counts.items() if name not in COUNTED_ONCE},
     }
     _check(name, one)
@@ -60,6 +61,16 @@ def _check(name: str, one: Mapping[str, Any]) -> None:
         )
 
 
-def _by_rule(refused: pl.DataFrame) -> dict[str, int]:
-    counted = refused.group_by("rule", maintain_order=True).len().sort("rule")
-    return dict(counted.iter_rows())
+def _of_file(source: str, file: SourceFile, combined: Combined) -> dict[str, Any]:
+    """A file with its digest and records; `duplicate_rows` where rows of it came before, in another file or in it."""
+    one: dict[str, Any] = {"path": file.path, "sha256": file.sha256, "records": file.records}
+    again = combined.refused[source, file.path, DUPLICATE_ID]
+    return {**one, "duplicate_rows": again} if again else one
+
+
+def _by_rule(combined: Combined, source: str | None = None) -> dict[str, int]:
+    counted = Counter[str]()
+    for (name, _, rule), n in combined.refused.items():
+        if source in (None, name):
+            counted[rule] += n
+    return dict(sorted(counted.items()))

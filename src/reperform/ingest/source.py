@@ -1,6 +1,7 @@
 """What every kind of source gives back: canonical rows, refused records, and the files behind them."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,8 @@ class SourceResult:
             add up to the records of the files.
         counts: other counts for the receipt, such as statements whose balances were checked.
         unreadable: files that could not be read at all.
+        parts: by table, Arrow files with further rows; they follow those in `tables`, and stay on disk until used.
+        refused_parts: Arrow files with further refused records.
     """
 
     tables: dict[str, pl.DataFrame]
@@ -82,6 +85,8 @@ class SourceResult:
     left_out: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     unreadable: tuple[UnreadableFileError, ...] = ()
+    parts: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    refused_parts: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,13 @@ def read_files(
 
 
 def located(path: Path, raw: Path) -> str:
-    """A raw file's name as it stands in outputs: relative to the raw folder, with forward slashes."""
-    return path.relative_to(raw).as_posix()
+    """A raw file's name as it stands in outputs: relative to the raw folder, with forward slashes.
+
+    Control characters and bytes that are no UTF-8 are written as escapes: a name shall neither break a line of a
+    message nor a table.
+    """
+    name = os.fsencode(path.relative_to(raw).as_posix()).decode("utf-8", "backslashreplace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def matching(name: str, patterns: Sequence[str], raw: Path) -> list[Path]:
@@ -179,6 +189,16 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def with_origin(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with `FILE` and `RECORD`, from the columns of their own that say the same where they lack them."""
+    known = {FILE: ("source_file", pl.String), RECORD: ("source_record", pl.Int64)}
+    return frame.with_columns(
+        (pl.col(column) if column in frame.columns else pl.lit(None)).cast(kind).alias(origin)
+        for origin, (column, kind) in known.items()
+        if origin not in frame.columns
+    )
 
 
 def quarantined(

@@ -1,19 +1,35 @@
 """Delimited text and Parquet by a column map: a new bank needs one description in conf/ingest/, and no code."""
 
-from collections.abc import Mapping
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandera.polars as pa
 import polars as pl
-from polars.exceptions import PolarsError
 
 from reperform import iso_codes, schemas
-from reperform.ingest import delimited, values
-from reperform.ingest.column_map import FROM_RATES, TARGETS, Amounts, Column, TableSource, Times, table_source
-from reperform.ingest.delimited import ROW, Records
-from reperform.ingest.source import FILE, RECORD, SourceResult, UnreadableFileError, read_files
+from reperform.ingest import archives, delimited, sheets, values
+from reperform.ingest.column_map import FROM_RATES, TARGETS, Amounts, Column, Format, TableSource, Times, table_source
+from reperform.ingest.delimited import ROW, Piece
+from reperform.ingest.parts import Entry, Store
+from reperform.ingest.source import (
+    DUPLICATE_FILE,
+    FILE,
+    RECORD,
+    WHOLE_FILE,
+    SourceFile,
+    SourceResult,
+    UnreadableFileError,
+    located,
+    matching,
+    quarantine_frame,
+    quarantined,
+    with_origin,
+)
 from reperform.ingest.values import Parsed
 
 MISSING = "missing_value"
@@ -21,13 +37,14 @@ BOTH_SIDES = "debit_and_credit"
 UNKNOWN_CURRENCY = "unknown_currency"
 NOT_SELECTED = "not meant for this table (only_when)"
 _RECORD_DIGITS = 9
+_BEGINNING_BYTES = 2**16
 _WHY = "__why"  # a struct of what refuses a record
 _REASON = pl.Struct({"rule": pl.String, "column": pl.String, "value": pl.String})
 REPEATED = "repeats an earlier record (one_row_per)"
 
 
 def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> SourceResult:
-    """Read one source of tables.
+    """Read one source of tables into memory.
 
     Args:
         name: the source.
@@ -39,28 +56,179 @@ def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> 
         ReperformError: for a wrong description or a source without files.
     """
     del processes
-    spec = table_source(name, source)
+    with tempfile.TemporaryDirectory() as folder:
+        (result,) = read_all({name: table_source(name, source)}, raw, Store(Path(folder))).values()
+        return in_memory(result)
 
-    def reader(path: Path, where: str) -> tuple[int, tuple[int, pl.DataFrame, pl.DataFrame]]:
-        records = file_records(path, spec, where)
-        selected = records.fields.filter(meant_for_this_table(spec))
-        rows, wrong = canonical(selected.with_columns(pl.lit(where).alias(FILE)), spec)
-        refused = pl.concat([shape_refusals(records.refused, spec.target, where), wrong])
-        return records.count, (records.fields.height - selected.height, rows, refused)
 
-    got = read_files(name, spec.files, raw, spec.target, reader)
-    table = pl.concat([no_rows(spec.target), *(rows for _, rows, _ in got.results)])
-    left_out = {NOT_SELECTED: sum(skipped for skipped, _, _ in got.results)}
+def read_all(specs: Mapping[str, TableSource], raw: Path, store: Store) -> dict[str, SourceResult]:
+    """Read sources of tables, each file once: several sources of one file share its raw columns.
+
+    Rows and refused records go to the store piece by piece; what the store has already is not read again.
+
+    Args:
+        specs: the sources.
+        raw: the raw folder.
+        store: where parts go.
+
+    Raises:
+        ReperformError: for a source without files.
+    """
+    reader = _Reader(specs, raw, store)
+    return {name: reader.source(name) for name in specs}
+
+
+def bad_beginnings(name: str, spec: TableSource, raw: Path) -> list[UnreadableFileError]:
+    """The files of a source that cannot be opened, are empty, or whose header lacks a column; no rows are read."""
+    found = []
+    for path in matching(name, spec.files, raw):
+        where = located(path, raw)
+        try:
+            if path.suffix.lower() != ".xlsx":  # is read whole, or not at all
+                next(file_pieces(path, spec.format, _keep({name: spec}, where, {}), where, _BEGINNING_BYTES))
+        except UnreadableFileError as error:
+            found.append(error)
+    return found
+
+
+def in_memory(result: SourceResult) -> SourceResult:
+    """The same result with all its rows and refused records as frames."""
+    tables = {
+        table: pl.concat([frame, *(read_part(part, frame) for part in result.parts.get(table, ()))])
+        for table, frame in result.tables.items()
+    }
+    quarantine = pl.concat([result.quarantine, *(pl.read_ipc(part) for part in result.refused_parts)])
+    return replace(result, tables=tables, quarantine=quarantine, parts={}, refused_parts=())
+
+
+def read_part(part: Path, like: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a part with the columns of another frame."""
+    return with_origin(pl.read_ipc(part)).select(like.columns)
+
+
+class _Reader:
+    """Reads the files of sources in the order in which they are asked for."""
+
+    def __init__(self, specs: Mapping[str, TableSource], raw: Path, store: Store) -> None:
+        self.specs, self.raw, self.store = specs, raw, store
+        self.paths = {name: matching(name, spec.files, raw) for name, spec in specs.items()}
+        self.unreadable: dict[tuple[str, Path], UnreadableFileError] = {}
+
+    def source(self, name: str) -> SourceResult:
+        spec = self.specs[name]
+        entries: list[Entry] = []
+        files: list[SourceFile] = []
+        first_with: dict[str, str] = {}
+        duplicates: list[dict[str, object]] = []
+        for path in self.paths[name]:
+            where, digest, records = located(path, self.raw), self.store.digest(path), 0
+            if digest in first_with:
+                same = f"the same bytes as {first_with[digest]}"
+                row = quarantined(spec.target, where, WHOLE_FILE, DUPLICATE_FILE, value=digest, row=same)
+                duplicates.append(row)
+            elif (entry := self._entry(name, path, where, digest)) is not None:
+                entries.append(entry)
+                records = entry.records
+            if records:  # two months without a row may well be the same bytes
+                first_with[digest] = where
+            files.append(SourceFile(where, digest, records))
+        unreadable = [error for (of, _), error in self.unreadable.items() if of == name]
+        return _result(spec, entries, tuple(files), quarantine_frame(duplicates), tuple(unreadable))
+
+    def _entry(self, name: str, path: Path, where: str, digest: str) -> Entry | None:
+        if (name, path) in self.unreadable:
+            return None
+        found = self.store.find(digest, where, self.specs[name])
+        if found is not None:
+            return found
+        together = {
+            other: spec
+            for other, spec in self.specs.items()
+            if spec.format == self.specs[name].format and path in self.paths[other]
+        }
+        lacking = {other: s for other, s in together.items() if self.store.find(digest, where, s, use=False) is None}
+        try:
+            self.unreadable |= {(other, path): e for other, e in self._read(lacking, path, where, digest).items()}
+        except UnreadableFileError as error:
+            self.unreadable |= {(other, path): error for other in lacking}
+        return self.store.find(digest, where, self.specs[name]) if (name, path) not in self.unreadable else None
+
+    def _read(
+        self, specs: Mapping[str, TableSource], path: Path, where: str, digest: str
+    ) -> dict[str, UnreadableFileError]:
+        """Write the parts of one file for several sources; gives the sources whose columns it does not have."""
+        failed: dict[str, UnreadableFileError] = {}
+        form = next(iter(specs.values())).format
+        with ExitStack() as stack:
+            entries = {n: stack.enter_context(self.store.writing(digest, where, spec)) for n, spec in specs.items()}
+            for piece in file_pieces(path, form, _keep(specs, where, failed), where, self.store.piece_bytes):
+                for name, spec in specs.items():
+                    if name not in failed:
+                        entries[name].add(piece.count, *of_piece(piece, spec))
+            for name in failed:
+                entries[name].abandon()
+        return failed
+
+
+def _keep(
+    specs: Mapping[str, TableSource], where: str, failed: dict[str, UnreadableFileError]
+) -> Callable[[list[str]], list[str]]:
+    """From a header to the raw columns that sources need; a source whose columns are not there fails by itself."""
+
+    def keep(header: list[str]) -> list[str]:
+        for name, spec in specs.items():
+            try:
+                delimited.check_header(header, spec.raw_columns(), where)
+            except UnreadableFileError as error:
+                failed.setdefault(name, error)
+        if len(failed) == len(specs):
+            raise next(iter(failed.values()))
+        needed = {column for name, spec in specs.items() if name not in failed for column in spec.raw_columns()}
+        return [column for column in header if column in needed]
+
+    return keep
+
+
+def of_piece(piece: Piece, spec: TableSource) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """Canonical rows of a piece, its refused records, and how many records the description leaves out, by reason."""
+    selected = piece.fields.filter(meant_for_this_table(spec)) if spec.only_when else piece.fields
+    rows, wrong = canonical(selected.with_columns(pl.lit(piece.where).alias(FILE)), spec, texts=piece.texts)
+    left_out = {NOT_SELECTED: piece.fields.height - selected.height}
     if spec.one_row_per is not None:
-        once = table.unique(spec.one_row_per, keep="first", maintain_order=True)
-        left_out[REPEATED] = table.height - once.height
-        table = once
+        once = rows.unique(spec.one_row_per, keep="first", maintain_order=True)
+        left_out[REPEATED] = rows.height - once.height
+        rows = once
+    if "source_file" in rows.columns:
+        rows = rows.drop(FILE, RECORD)  # they say the same, and a part is written and read again
+    refused = pl.concat([shape_refusals(piece.refused, spec.target, piece.where), wrong])
+    return rows, refused, left_out
+
+
+def _result(
+    spec: TableSource,
+    entries: list[Entry],
+    files: tuple[SourceFile, ...],
+    duplicates: pl.DataFrame,
+    unreadable: tuple[UnreadableFileError, ...],
+) -> SourceResult:
+    left_out = Counter[str]()
+    for entry in entries:
+        left_out.update(entry.left_out)
+    table, parts = no_rows(spec.target), tuple(part for entry in entries for part in entry.rows)
+    if spec.one_row_per is not None:
+        for part in parts:
+            both = pl.concat([table, read_part(part, table)])
+            table = both.unique(spec.one_row_per, keep="first", maintain_order=True)
+            left_out[REPEATED] += both.height - table.height
+        parts = ()
     return SourceResult(
         tables={spec.target: table},
-        quarantine=pl.concat([got.duplicates, *(refused for _, _, refused in got.results)]),
-        files=got.files,
+        quarantine=duplicates,
+        files=files,
         left_out={reason: n for reason, n in left_out.items() if n},
-        unreadable=got.unreadable,
+        unreadable=unreadable,
+        parts={spec.target: parts},
+        refused_parts=tuple(part for entry in entries for part in entry.refused),
     )
 
 
@@ -70,31 +238,45 @@ def no_rows(table: str) -> pl.DataFrame:
     return pl.DataFrame(schema={**wanted, FILE: pl.String, RECORD: pl.Int64})
 
 
-def file_records(path: Path, spec: TableSource, where: str) -> Records:
-    """The records of one file as text, whatever its kind.
+def file_pieces(path: Path, form: Format, keep: delimited.Keep, where: str, piece_bytes: int) -> Iterator[Piece]:
+    """The records of one file as text, piece by piece, whatever its kind.
+
+    Args:
+        path: the file.
+        form: how it is written.
+        keep: from the header to the raw columns that are wanted.
+        where: the file's name below the raw folder.
+        piece_bytes: about how much is read at once.
 
     Raises:
         UnreadableFileError: when the file cannot be read at all.
     """
-    if path.suffix == ".parquet":
-        return _parquet_records(path, spec, where)
-    return delimited.parse(path.read_bytes(), spec.format, spec.raw_columns(), where)
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        yield from _typed_pieces(sheets.parquet_frames(path, where), keep, where)
+    elif kind == ".xlsx":
+        yield from _typed_pieces(sheets.excel_frames(path, where, form), keep, where)
+    else:
+        for member in archives.members(path, where, form):
+            blocks = archives.blocks(member, form, piece_bytes)
+            yield from delimited.pieces(blocks, form, keep, member.where)
 
 
-def _parquet_records(path: Path, spec: TableSource, where: str) -> Records:
-    try:
-        frame = pl.read_parquet(path)
-    except (PolarsError, OSError) as error:
-        raise UnreadableFileError(
-            where, "file_malformed", "the file is no readable Parquet.",
-            expected="a whole Parquet file", got=str(error)[:300], fix="ask the sender for the file again",
-        ) from error  # fmt: skip
-    delimited.check_header(frame.columns, spec.raw_columns(), where)
-    fields = frame.select(_text_of(column, kind) for column, kind in frame.schema.items())
-    numbered = fields.with_row_index(RECORD, offset=1).with_columns(
-        pl.col(RECORD).cast(pl.Int64), pl.struct(fields.columns).struct.json_encode().alias(ROW)
+def _typed_pieces(frames: Iterator[pl.DataFrame], keep: delimited.Keep, where: str) -> Iterator[Piece]:
+    before = 0
+    for frame in frames:
+        fields = frame.select(_text_of(column, frame.schema[column]) for column in keep(frame.columns))
+        number = pl.int_range(before + 1, before + frame.height + 1, dtype=pl.Int64, eager=True).alias(RECORD)
+        numbered = fields.insert_column(0, number)
+        yield Piece(where, numbered, delimited.no_refusals(), _json_of(frame, before))
+        before += frame.height
+
+
+def _json_of(frame: pl.DataFrame, before: int) -> Callable[[pl.Series], pl.Series]:
+    texts = frame.select(_text_of(column, kind) for column, kind in frame.schema.items())
+    return lambda records: (
+        texts[(records - before - 1).to_list()].select(pl.struct(texts.columns).struct.json_encode()).to_series()
     )
-    return Records(numbered, delimited.no_refusals())
 
 
 def _text_of(column: str, kind: pl.DataType) -> pl.Expr:
@@ -111,14 +293,18 @@ def meant_for_this_table(spec: TableSource) -> pl.Expr:
 
 
 def canonical(
-    fields: pl.DataFrame, spec: TableSource, problems: tuple[pl.Expr, ...] = ()
+    fields: pl.DataFrame,
+    spec: TableSource,
+    problems: tuple[pl.Expr, ...] = (),
+    texts: Callable[[pl.Series], pl.Series] | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Canonical rows, and the records that cannot be read.
 
     Args:
-        fields: text columns with `FILE`, `RECORD` and `ROW`.
+        fields: text columns with `FILE`, `RECORD` and, without `texts`, `ROW`.
         spec: the column map.
         problems: further reasons to refuse a record: structs of `rule`, `column`, `value`, null where all is well.
+        texts: from record numbers to the records' texts.
 
     Returns:
         Rows as the target's contract has its columns, then `FILE` and `RECORD`, which say where each came from; and
@@ -126,8 +312,9 @@ def canonical(
     """
     schema = TARGETS[spec.target]
     columns = parsed_columns(spec)
+    quick = _quick_times(fields, spec)
     typed = fields.with_columns(
-        *(column.value.alias(_typed_name(name)) for name, column in columns.items()),
+        *(quick.get(name, column.value).alias(_typed_name(name)) for name, column in columns.items()),
         pl.coalesce([*problems, pl.lit(None, _REASON)]).alias(_WHY),
     )
     suspect = pl.any_horizontal(
@@ -137,10 +324,31 @@ def canonical(
             for name, column in columns.items()
         ),
     )
-    rows = typed.filter(~suspect).select(_canonical_columns(columns, schema))
+    suspects = typed.select(suspect).to_series()
+    rows = (typed.filter(~suspects) if suspects.any() else typed).select(_canonical_columns(columns, schema))
+    wrong = typed.filter(suspects)
+    if texts is not None:
+        wrong = wrong.with_columns(texts(wrong.get_column(RECORD)).alias(ROW))
     reasons = [pl.col(_WHY), *(_reason(name, columns[name], schema) for name in columns)]
-    wrong = typed.filter(suspect).select(FILE, RECORD, ROW, pl.coalesce(reasons).alias(_WHY)).unnest(_WHY)
-    return rows, refusals(wrong, spec.target)
+    told = wrong.select(FILE, RECORD, ROW, pl.coalesce(reasons).alias(_WHY)).unnest(_WHY)
+    return rows, refusals(told, spec.target)
+
+
+def _quick_times(fields: pl.DataFrame, spec: TableSource) -> dict[str, pl.Series]:
+    """Moments by a faster way, for the columns in which it reads every text."""
+    kinds = schemas.polars_schema(TARGETS[spec.target])
+    found: dict[str, tuple[str, pl.Expr]] = {}
+    for name, column in spec.columns.items():
+        if kinds[name] == schemas.UTC_US and column.column and column.split is None and column.values is None:
+            quick = values.quick_time(fields.get_column(column.column), _times(column, spec), column.add_days)
+            if quick is not None:
+                found[name] = (column.column, quick.alias(name))
+    read = fields.select(quick for _, quick in found.values())
+    return {
+        name: read.get_column(name)
+        for name, (raw, _) in found.items()
+        if read.get_column(name).null_count() == fields.get_column(raw).null_count()
+    }
 
 
 def _canonical_columns(columns: Mapping[str, Parsed], schema: pa.DataFrameSchema) -> list[pl.Expr]:

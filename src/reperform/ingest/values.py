@@ -24,6 +24,9 @@ _MOST_MONTHS = 12_000
 _WITH_OFFSET = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 _WHOLE = r"^[+-]?\d+$"
 _PLAIN_NUMBER = r"^[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?$"
+# Plain forms of ISO 8601 that Polars reads several times faster than any text with an offset.
+_QUICK_EXACT = ("%Y-%m-%dT%H:%M:%SZ",)
+_QUICK_LOCAL = ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%.f")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,28 @@ def as_time(given: pl.Expr, times: Times, add_days: float = 0.0) -> Parsed:
         pl.when(given.is_not_null() & moment.is_null()).then(pl.coalesce(rule, pl.lit(BAD_TIME))),
         given,
     )
+
+
+def quick_time(given: pl.Series, times: Times, add_days: float = 0.0) -> pl.Expr | None:
+    """A faster expression that may give the same moments as `as_time`: null where it cannot, never another moment.
+
+    Args:
+        given: texts; the first of them shows which form they are likely to have.
+        times: format and time zone.
+        add_days: days to add.
+
+    Returns:
+        An expression over the column of that name, or None where no quick form fits.
+    """
+    if times.format != ISO or (place := given.is_not_null().arg_max()) is None:
+        return None
+    first, text = given.slice(place, 1), pl.col(given.name)
+    for pattern in (*_QUICK_EXACT, *(_QUICK_LOCAL if times.time_zone else ())):
+        if first.str.to_datetime(pattern, time_unit="us", strict=False).null_count() == 0:
+            naive = text.str.to_datetime(pattern, time_unit="us", strict=False, cache=False)
+            is_utc = pattern in _QUICK_EXACT or times.time_zone == "UTC"
+            return _later(naive.dt.replace_time_zone("UTC") if is_utc else _localised(naive, times), add_days)
+    return None
 
 
 def _stepped(given: pl.Expr, times: Times) -> pl.Expr:
