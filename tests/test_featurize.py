@@ -255,7 +255,7 @@ def balances(values: Any, **more: Any) -> pl.DataFrame:
 
 def test_balance_volatility_by_hand() -> None:
     values = [100.0 + 10 * (d % 3) for d in range(40)]
-    got = features(balances(values), "balance", fitted={"balance": {"floor": 7.0}})
+    got = features(balances(values), "balance", fitted={"balance": {"floor": {"EUR": 7.0}, "all": 7.0}})
     b = np.array(values[8:38])
     changes = b - np.array(values[7:37])
     expected = 1.4826 * np.median(abs(changes - np.median(changes))) / (np.median(b) + 7)
@@ -266,13 +266,17 @@ def test_balance_volatility_by_hand() -> None:
 
 
 def test_drawdown_and_days_below_zero() -> None:
-    got = features(balances([100.0, 200.0, -50.0, 50.0]), "balance", fitted={"balance": {"floor": 1.0}})
+    got = features(
+        balances([100.0, 200.0, -50.0, 50.0]), "balance", fitted={"balance": {"floor": {"EUR": 1.0}, "all": 1.0}}
+    )
     assert column(got, "balance_drawdown_90d") == [None, 0, 0, 1.25]
     assert column(got, "balance_negative_30d") == [None, 0, 0, 1]
 
 
 def test_the_last_move_is_measured_in_earlier_deviations() -> None:
-    got = features(balances([0.0, 10.0, 20.0, 50.0, 0.0]), "balance", fitted={"balance": {"floor": 1.0}})
+    got = features(
+        balances([0.0, 10.0, 20.0, 50.0, 0.0]), "balance", fitted={"balance": {"floor": {"EUR": 1.0}, "all": 1.0}}
+    )
     assert column(got, "balance_move")[3] == pytest.approx(1)  # 10 after a change of 10
     assert column(got, "balance_move")[4] == pytest.approx(3)  # 30 after changes of 10 and 10
 
@@ -715,14 +719,15 @@ def test_work_splits_by_key(name: str, small: World, made: featurize.Features) -
     rows, labelled, of = small
     kpi = KPIS[name]
     key = f"{kpi.key}_id"
-    names = [name, *(k for k in KPIS if set(kpi.needs) & {c.name for c in KPIS[k].columns(KPIS[k].settings_of({}))})]
+    needs = set(kpi.needs_of(kpi.settings_of({})))
+    names = [name, *(k for k in KPIS if needs & {c.name for c in KPIS[k].columns(KPIS[k].settings_of({}))})]
     part = rows.filter(pl.col(key).is_in(["a1", "a2", "c1", "c2"]))
     got = featurize.featurize(
         part, of, labelled, stage(*names, thresholds={"rules": RULES}), calendar(20), fitted=made.fitted
     )
     whole = part.select("transaction_id").join(made.table, on="transaction_id", how="left", maintain_order="left")
     for declaration in kpi.columns(kpi.settings_of({"thresholds": {"rules": RULES}})):
-        if declaration.name == "frequency_q" or (kpi.needs and kpi.key == "account"):
+        if declaration.name == "frequency_q" or (needs and kpi.key == "account"):
             continue  # a correction over all accounts; a weight that another key made
         assert got.table[declaration.name].equals(whole[declaration.name]), declaration.name
 
@@ -796,10 +801,11 @@ def test_the_stage_writes_all_its_tables(project: Path, small: World) -> None:
     rows, labelled, of = small
     for name, frame in (("transactions", rows), ("labels", labelled), ("accounts", of)):
         tables.write_table(frame, "validate", name)
-    for name, schema in (("filings", schemas.FILINGS), ("facts", schemas.FACTS), ("checks", schemas.CHECKS)):
-        tables.write_table(schemas.empty(schema), "validate", name)
+    for schema in (schemas.FILINGS, schemas.FACTS, schemas.CHECKS, schemas.MESSAGES):
+        tables.write_table(schemas.empty(schema), "validate", str(schema.name))
     featurize.run(params.load(params.FeaturizeParams))
     first = {p.name: p.read_bytes() for p in (project / "data/featurize").iterdir()}
     assert {"features.parquet", "account_days.parquet", "dictionary.json", "fitted.json"} <= set(first)
+    assert {"filing_kpis.parquet", "filing_checks.parquet", "filing_bridge.parquet"} <= set(first)
     featurize.run(params.load(params.FeaturizeParams))
     assert first == {p.name: p.read_bytes() for p in (project / "data/featurize").iterdir()}

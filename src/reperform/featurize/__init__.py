@@ -1,22 +1,20 @@
 """Compute the KPIs as known at each moment: from what had happened, was known and confirmed by then, nothing later."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from reperform import params, schemas, tables
 from reperform.errors import ReperformError, nearest
-from reperform.featurize import days, dictionary
-from reperform.featurize.filings import filing_tables
-from reperform.featurize.kernels import F64
+from reperform.featurize import days, dictionary, engine
+from reperform.featurize.engine import selected
+from reperform.featurize.filings import filing_bridge, filing_tables
 from reperform.featurize.kpis import KPIS
 from reperform.featurize.ledger import Ledger
-from reperform.featurize.registry import Kpi, Values
-from reperform.params import FeaturizeParams, SplitParams
+from reperform.params import EngineParams, FeaturizeParams, SplitParams
 
 FILINGS = "filings"  # settings of KPIs 9 and 10
 IDENTITY = ("transaction_id", "account_id", "counterparty_id", "entity_id", "booked_at")
@@ -39,54 +37,20 @@ class Features:
     account_days: pl.DataFrame
 
 
-def selected(names: Iterable[str]) -> list[Kpi]:
-    """KPIs by name, in the registry's order; all of them for an empty list.
-
-    Raises:
-        ReperformError: for an unknown name.
-    """
-    wanted = list(names) or list(KPIS)
-    for name in wanted:
-        if name not in KPIS:
-            raise ReperformError(
-                f"No KPI {name!r}.",
-                expected=f"some of {', '.join(KPIS)}",
-                got=name,
-                where="params.yaml:featurize.kpis",
-                fix=nearest(name, KPIS),
-            )
-    return [kpi for kpi in KPIS.values() if kpi.name in wanted]
-
-
 def fit(ledger: Ledger, stage: FeaturizeParams, fit_end: datetime) -> dict[str, dict[str, Any]]:
     """Parameters of every KPI from what had happened and was known before `fit_end`."""
     end_us = int(fit_end.timestamp()) * 1_000_000
     return {kpi.name: kpi.fit(ledger, end_us, kpi.settings_of(stage.settings)) for kpi in selected(stage.kpis)}
 
 
-def compute(ledger: Ledger, stage: FeaturizeParams, fitted: Mapping[str, dict[str, Any]]) -> pl.DataFrame:
+def compute(
+    ledger: Ledger, stage: FeaturizeParams, fitted: Mapping[str, dict[str, Any]], how: EngineParams | None = None
+) -> pl.DataFrame:
     """Every KPI column for every transaction, in the table's order."""
-    made: Values = {}
-    for kpi in selected(stage.kpis):
-        settings = kpi.settings_of(stage.settings)
-        values = kpi.compute(ledger, fitted[kpi.name], settings, made)
-        made |= {column.name: _finite(kpi, column.name, values[column.name]) for column in kpi.columns(settings)}
+    todo = engine.tasks(selected(stage.kpis), stage, fitted)
+    made = engine.run(ledger, todo, how or EngineParams())
     columns = [pl.Series(name, values, dtype=pl.Float64, nan_to_null=True) for name, values in made.items()]
     return ledger.transactions.select(IDENTITY).with_columns(columns)
-
-
-def _finite(kpi: Kpi, name: str, values: Any) -> F64:
-    """The values as float64, NaN for unknown; an infinite one is a fault of the KPI."""
-    out = np.asarray(values, np.float64)
-    if np.isinf(out).any():
-        raise ReperformError(
-            f"KPI {kpi.name} gives infinite values.",
-            expected="a number, or unknown",
-            got=f"{int(np.isinf(out).sum())} infinite values",
-            where=f"column {name}",
-            fix="bound the quotient in its module below src/reperform/featurize/",
-        )
-    return out
 
 
 def check_settings(stage: FeaturizeParams) -> None:
@@ -125,6 +89,7 @@ def featurize(
     split: SplitParams,
     *,
     fitted: Mapping[str, dict[str, Any]] | None = None,
+    how: EngineParams | None = None,
 ) -> Features:
     """All KPIs of transactions.
 
@@ -135,11 +100,12 @@ def featurize(
         stage: KPIs and settings.
         split: the calendar; parameters are learned before its `fit_end`.
         fitted: parameters learned earlier, to be used instead of learning them anew.
+        how: size and number of buckets; the features do not depend on it.
     """
     check_settings(stage)
     ledger = ledger_of(transactions, accounts, labels, stage, split)
     learned = dict(fitted) if fitted is not None else fit(ledger, stage, split.fit_end)
-    table = compute(ledger, stage, learned)
+    table = compute(ledger, stage, learned, how)
     return Features(table, describe(table, ledger, stage), learned, days.account_days(ledger, ledger.days))
 
 
@@ -159,12 +125,16 @@ def _absent(*frames: pl.DataFrame) -> frozenset[str]:
     return frozenset(name for frame in frames for name in frame.columns if name not in filled)
 
 
-def _filings(transactions: pl.DataFrame, stage: FeaturizeParams) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """KPIs 9 and 10 of the validated filings, and the rules behind them."""
+def _filings(transactions: pl.DataFrame, stage: FeaturizeParams) -> dict[str, pl.DataFrame]:
+    """KPIs 9 and 10 of the validated filings, the rules behind them, and what would explain gaps to the ledger."""
     filings = schemas.checked(tables.read_table("validate", "filings"), schemas.FILINGS)
     facts = schemas.checked(tables.read_table("validate", "facts"), schemas.FACTS)
     checks = schemas.checked(tables.read_table("validate", "checks"), schemas.CHECKS)
-    return filing_tables(filings, facts, checks, transactions, settings=stage.settings.get(FILINGS, {}))
+    messages = schemas.checked(tables.read_table("validate", "messages"), schemas.MESSAGES)
+    settings = stage.settings.get(FILINGS, {})
+    kpis, rules = filing_tables(filings, facts, checks, transactions, settings=settings, messages=messages)
+    explained = filing_bridge(filings, facts, transactions, settings=settings)
+    return {"filing_kpis": kpis, "filing_checks": rules, "filing_bridge": explained}
 
 
 def run(stage: FeaturizeParams) -> Features:
@@ -176,9 +146,8 @@ def run(stage: FeaturizeParams) -> Features:
     features = featurize(transactions, accounts, labels, stage, split)
     tables.write_table(features.table, "featurize", "features")
     tables.write_table(features.account_days, "featurize", "account_days")
-    filing_kpis, filing_checks = _filings(transactions, stage)
-    tables.write_table(filing_kpis, "featurize", "filing_kpis")
-    tables.write_table(filing_checks, "featurize", "filing_checks")
+    for name, table in _filings(transactions, stage).items():
+        tables.write_table(table, "featurize", name)
     tables.write_json(features.dictionary, "featurize", "dictionary")
     tables.write_json(features.fitted, "featurize", "fitted")
     return features

@@ -125,5 +125,5 @@ KPI = Kpi(
     settings=Settings,
     columns=columns,
     compute=compute,
-    needs=("counterparty_risk_180d",),
+    needs=lambda settings: (settings.risk,),
 )

@@ -82,7 +82,7 @@ def grid(ledger: Ledger) -> Days:
     day = ledger.local_day
     first_row_day = np.full(len(accounts), NEVER)
     np.minimum.at(first_row_day, of_row, day)
-    begin, end = int(day.min(initial=NEVER)), int(day.max(initial=-NEVER))
+    begin, end = ledger.day_span or (NEVER, -NEVER)
     opened = details["opened_at"].dt.date().cast(pl.Int32).cast(pl.Int64).fill_null(NEVER).to_numpy()
     open_day = np.maximum(opened, begin)
     first = np.minimum(open_day, first_row_day)

@@ -150,6 +150,42 @@ def ordered(codes: I64, time: I64, keys: int, most_moves: int) -> tuple[I64, I64
 
 
 @kernel
+def dense(values: I64) -> tuple[I64, I64]:
+    """Codes of values in order of first appearance, by a table of hashes with open addresses.
+
+    Returns:
+        Each row's code as 0 … n - 1, -1 for values below zero; shape (n,), the first row with each code.
+    """
+    size = 16
+    while size < 2 * len(values):
+        size *= 2
+    table = np.full(size, -1, np.int64)  # code at each address
+    codes, first = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
+    n = 0
+    for row in range(len(values)):
+        value = values[row]
+        if value < 0:
+            codes[row] = -1
+            continue
+        mixed = np.uint64(value) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing (Knuth 1998, section 6.4)
+        at = np.int64((mixed >> np.uint64(32)) & np.uint64(size - 1))
+        while table[at] >= 0 and values[first[table[at]]] != value:
+            at = (at + 1) & (size - 1)
+        if table[at] < 0:
+            table[at], first[n] = n, row
+            n += 1
+        codes[row] = table[at]
+    return codes, first[:n].copy()
+
+
+@kernel
+def put(values: F64, rows: I64, out: F64) -> None:
+    """Write each value to its row."""
+    for position in range(len(rows)):
+        out[rows[position]] = values[position]
+
+
+@kernel
 def tape(
     ask_starts: I64,
     ask_rows: I64,

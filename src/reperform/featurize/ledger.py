@@ -4,7 +4,8 @@ A ledger may hold the whole table, or one bucket of the accounts or of the count
 either way, because it never looks beyond its own key.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from reperform.errors import ReperformError
-from reperform.featurize.kernels import F64, I64, Mask
+from reperform.featurize.kernels import F64, I64, Mask, dense
 from reperform.featurize.windows import FOREVER_US, History
 from reperform.schemas import UTC_US
 
@@ -35,6 +36,7 @@ class Ledger:
         labels: as `schemas.LABELS`.
         maturity: age from which a transaction without a confirmed label counts as normal.
         default_timezone: for accounts whose timezone the source does not give.
+        span: first and last day of the whole data by accounts' own clocks, where this ledger holds only part of them.
     """
 
     transactions: pl.DataFrame
@@ -42,6 +44,7 @@ class Ledger:
     labels: pl.DataFrame
     maturity: timedelta
     default_timezone: str = "UTC"
+    span: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.transactions.height
@@ -144,15 +147,26 @@ class Ledger:
 
     def _by_the_wall(self, times: pl.Series) -> pl.Series:
         zones = self._details["timezone"].fill_null(self.default_timezone)
-        out = pl.select(pl.repeat(None, len(self), dtype=pl.Datetime("us"))).to_series()
-        for zone in sorted(zones.unique()):
-            out = out.zip_with(zones != zone, _wall_clock(times, zone))
-        return out.alias("local")
+        names = sorted(zones.unique())
+        if len(names) == 1:
+            return _wall_clock(times, names[0]).alias("local")
+        out = np.empty(len(self), "datetime64[us]")
+        for zone in names:
+            here = (zones == zone).to_numpy()
+            out[here] = _wall_clock(times.filter(pl.Series(here)), zone).to_numpy()
+        return pl.Series("local", out, dtype=pl.Datetime("us"))
 
     @cached_property
     def local_day(self) -> I64:
         """Day number (since 1970) by the account's own clock."""
         return self.local.dt.date().cast(pl.Int32).to_numpy().astype(np.int64)
+
+    @cached_property
+    def day_span(self) -> tuple[int, int] | None:
+        """First and last day of the whole data; None without rows."""
+        if self.span is not None or not len(self):
+            return self.span
+        return day_span(self.transactions.lazy(), self.accounts, self.default_timezone)
 
     @cached_property
     def days(self) -> "Days":
@@ -175,12 +189,56 @@ class Ledger:
         said = joined["is_anomaly"].cast(pl.Int8).fill_null(-1).to_numpy()
         return said, _microseconds(joined["confirmed_at"])
 
+    def part(self, rows: I64, columns: Collection[str]) -> "Ledger":
+        """Some of the rows as a ledger of their own, with the accounts and labels that belong to them.
+
+        Args:
+            rows: positions; those of one key in the table's order.
+            columns: of transactions, as far as there are any of these names.
+        """
+        return self.holding(
+            self.transactions.select(name for name in self.transactions.columns if name in columns)[rows]
+        )
+
+    def holding(self, transactions: pl.DataFrame) -> "Ledger":
+        """The same accounts and labels, as far as they belong to given rows."""
+        accounts = self.accounts.join(
+            transactions.select("account_id").unique(), on="account_id", how="semi", maintain_order="left"
+        )
+        labels = self.labels.join(
+            transactions.select("transaction_id"), on="transaction_id", how="semi", maintain_order="left"
+        )
+        return replace(self, transactions=transactions, accounts=accounts, labels=labels, span=self.day_span)
+
     def known_before(self, moment_us: int) -> Mask:
         """Rows that had happened and were known before a moment: what parameters may be fitted on."""
         return (self.time < moment_us) & (self.known < moment_us)
 
     def _history(self, key: I64) -> History:
         return History.of(key, int(key.max(initial=-1)) + 1, self.time, self.known)
+
+
+def day_span(transactions: pl.LazyFrame, accounts: pl.DataFrame, default_timezone: str) -> tuple[int, int] | None:
+    """First and last day (since 1970) on which anything happened, each by its account's own clock; None without rows.
+
+    Args:
+        transactions: with account_id and booked_at.
+        accounts: as `schemas.ACCOUNTS`.
+        default_timezone: for accounts whose timezone is not given.
+    """
+    ends = transactions.group_by("account_id").agg(first=pl.col("booked_at").min(), last=pl.col("booked_at").max())
+    placed = ends.collect(engine="streaming").join(
+        accounts.select("account_id", "timezone"), on="account_id", how="left"
+    )
+    by_zone = placed.group_by(pl.col("timezone").fill_null(default_timezone)).agg(
+        pl.col("first").min(), pl.col("last").max()
+    )
+    days = [
+        _wall_clock(pl.Series([moment], dtype=UTC_US), zone).dt.date().cast(pl.Int32).item()
+        for zone, first, last in by_zone.iter_rows()
+        for moment in (first, last)
+    ]
+    return (min(days), max(days)) if days else None
 
 
 def hundredths(amount: F64) -> I64:
@@ -200,9 +258,7 @@ def codes(names: pl.Series) -> I64:
 def pair_codes(first: I64, second: I64) -> I64:
     """Codes of pairs, dense; -1 where either is missing. A pair belongs to one value of `first` alone."""
     wide = np.where((first < 0) | (second < 0), -1, first * (second.max(initial=0) + 1) + second)
-    values, inverse = np.unique(wide, return_inverse=True)
-    missing = int(values.size > 0 and values[0] < 0)
-    return inverse.astype(np.int64) - missing
+    return dense(wide.astype(np.int64))[0]
 
 
 def _microseconds(times: pl.Series) -> I64:

@@ -125,7 +125,16 @@ KPI = Kpi(
     "over payments of the 90 days before it, divided by PageRank of the same graph; seeds of the account's own group "
     "are left out",
     unit="x",
-    inputs=("account_id", "counterparty_id", "booked_at", "known_at", "is_anomaly", "confirmed_at"),
+    inputs=(
+        "account_id",
+        "counterparty_id",
+        "booked_at",
+        "known_at",
+        "direction",
+        "amount_base",
+        "is_anomaly",
+        "confirmed_at",
+    ),
     key="entity",
     null_rule="the account had no edge, or no account outside its group was known as bad",
     source="Gyongyi, Garcia-Molina and Pedersen (2004), Combating Web Spam with TrustRank; Haveliwala (2002), "

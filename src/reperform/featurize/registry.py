@@ -45,14 +45,14 @@ class Kpi:
         formula: the definition in words.
         unit: of its main value.
         inputs: canonical columns that it reads.
-        key: what its history is kept by; work splits by it.
+        key: what its history is kept by; work splits by it, and `entity` looks across keys and is not split.
         null_rule: when its values are unknown.
         source: paper, standard or law.
         settings: frozen dataclass of its settings, checked like all parameters.
         columns: the columns that given settings make, in order.
         compute: ledger, fitted parameters, settings and the columns made so far, to its columns; NaN is unknown.
         fit: parameters from what had happened and was known before a moment (microseconds); plain values for JSON.
-        needs: columns of earlier KPIs that it reads.
+        needs: columns of earlier KPIs that it reads, or a function from settings to them; it is given no others.
         settings_key: where its settings stand, if it shares them with another.
     """
 
@@ -70,8 +70,12 @@ class Kpi:
     columns: Callable[[Any], tuple[Column, ...]]
     compute: Callable[[Ledger, dict[str, Any], Any, Mapping[str, F64]], Values]
     fit: Callable[[Ledger, int, Any], dict[str, Any]] = field(default=lambda _ledger, _end_us, _settings: {})
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     settings_key: str = ""
+
+    def needs_of(self, settings: Any) -> tuple[str, ...]:
+        """Columns of earlier KPIs that it reads."""
+        return self.needs(settings) if callable(self.needs) else self.needs
 
     def settings_of(self, given: Mapping[str, Mapping[str, Any]]) -> Any:
         """Its settings out of `featurize.settings`, with defaults for what is not given."""

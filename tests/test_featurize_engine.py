@@ -1,0 +1,153 @@
+"""One implementation: any bucket of whole keys, any number of threads, files or executors give the same bits."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reperform import featurize
+from reperform.errors import ReperformError
+from reperform.featurize import buckets, engine
+from reperform.featurize.kpis import KPIS
+from reperform.featurize.ledger import Ledger
+from reperform.featurize.registry import Values
+from reperform.params import EngineParams
+from tests.featurize_tables import RULES, calendar, stage, world
+
+SETTINGS: dict[str, Any] = {
+    "thresholds": {"rules": RULES},
+    "concentration": {"least_n": 3},
+    "correlation": {"days": 10, "reference_days": 20, "least_reference_days": 10},
+    "amount_deviation": {"least_n": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def ledger() -> Ledger:
+    rows, labelled, of = world(600, seed=5, days=60)
+    return featurize.ledger_of(rows, of, labelled, stage(**SETTINGS), calendar())
+
+
+@pytest.fixture(scope="module")
+def todo(ledger: Ledger) -> list[engine.Task]:
+    fitted = featurize.fit(ledger, stage(**SETTINGS), calendar().fit_end)
+    return engine.tasks(engine.selected([]), stage(**SETTINGS), fitted)
+
+
+@pytest.fixture(scope="module")
+def whole(ledger: Ledger, todo: list[engine.Task]) -> Values:
+    """Every KPI over the whole table at once, in the registry's order."""
+    made: Values = {}
+    for task in todo:
+        values = task.kpi.compute(ledger, task.fitted, task.settings, made)
+        made |= {column.name: np.asarray(values[column.name], np.float64) for column in task.columns}
+    return made
+
+
+def assert_same_bits(got: Mapping[str, Any], expected: Mapping[str, Any], rows: Any = slice(None)) -> None:
+    assert list(got)
+    different = [n for n in got if not np.array_equal(got[n], np.asarray(expected[n])[rows], equal_nan=True)]
+    assert different == []
+
+
+@pytest.mark.parametrize("name", [kpi.name for kpi in KPIS.values() if kpi.key != "entity"])
+@pytest.mark.parametrize("keys", [1, 3])
+def test_a_kpi_needs_nothing_beyond_its_key_and_its_inputs(
+    name: str, keys: int, ledger: Ledger, todo: list[engine.Task], whole: Values
+) -> None:
+    task = next(task for task in todo if task.kpi.name == name)
+    phase = engine.Phase(task.kpi.key, (task,))
+    codes = engine.key_codes(ledger, task.kpi.key)
+    for code in range(-1, codes.max() + 1, keys):
+        rows = np.flatnonzero((codes >= code) & (codes < code + keys))
+        if len(rows):
+            needed = {n: whole[n][rows] for n in phase.needs}
+            assert_same_bits(engine.values_of(ledger.part(rows, phase.inputs), phase, needed), whole, rows)
+
+
+@pytest.mark.parametrize("name", [kpi.name for kpi in KPIS.values() if kpi.key == "entity"])
+def test_a_kpi_across_keys_reads_no_more_than_its_inputs(
+    name: str, ledger: Ledger, todo: list[engine.Task], whole: Values
+) -> None:
+    task = next(task for task in todo if task.kpi.name == name)
+    phase = engine.Phase("entity", (task,))
+    narrow = replace(ledger, transactions=ledger.transactions.select(phase.inputs_of(ledger.transactions.columns)))
+    assert_same_bits(engine.values_of(narrow, phase, whole), whole)
+
+
+@pytest.mark.parametrize("kpi", KPIS.values(), ids=lambda kpi: kpi.name)
+def test_parameters_are_learned_from_the_inputs_alone(kpi: Any, ledger: Ledger) -> None:
+    end_us = int(calendar().fit_end.timestamp()) * 1_000_000
+    given_settings = kpi.settings_of(SETTINGS)
+    inputs = [name for name in ledger.transactions.columns if name in {*engine.ALWAYS_READ, *kpi.inputs}]
+    narrow = replace(ledger, transactions=ledger.transactions.select(inputs))
+    assert kpi.fit(narrow, end_us, given_settings) == kpi.fit(ledger, end_us, given_settings)
+
+
+@pytest.mark.parametrize(("bucket_rows", "threads"), [(1, 2), (40, 1), (97, 2), (10_000, 1)])
+def test_size_and_number_of_buckets_change_no_bit(
+    bucket_rows: int, threads: int, ledger: Ledger, todo: list[engine.Task], whole: Values
+) -> None:
+    got = engine.run(ledger, todo, EngineParams(bucket_rows=bucket_rows, threads=threads))
+    assert list(got) == list(whole)
+    assert_same_bits(got, whole)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-1, 6), max_size=40), st.integers(1, 12))
+def test_buckets_hold_every_row_once_and_keys_whole(codes: list[int], rows: int) -> None:
+    array = np.array(codes, np.int64)
+    parts = buckets.cut(array, rows)
+    assert sorted(row for part in parts for row in part) == list(range(len(codes)))
+    for code in set(codes) - {-1}:
+        holding = [part for part in parts if (array[part] == code).any()]
+        assert len(holding) == 1
+        assert (np.diff(holding[0][array[holding[0]] == code]) > 0).all()
+    assert all(len(part) >= 1 for part in parts)
+
+
+def test_phases_give_every_kpi_what_it_needs_first(todo: list[engine.Task]) -> None:
+    made: set[str] = set()
+    for phase in engine.phases(todo):
+        for task in phase.tasks:
+            assert set(task.needs) <= made
+            made |= {column.name for column in task.columns}
+    assert made == {column.name for task in todo for column in task.columns}
+
+
+def test_kpis_that_wait_for_each_other_are_refused(todo: list[engine.Task]) -> None:
+    first, second = todo[0], todo[1]
+    ring = [
+        replace(first, kpi=replace(first.kpi, needs=(second.columns[0].name,))),
+        replace(second, kpi=replace(second.kpi, needs=(first.columns[0].name,))),
+    ]
+    with pytest.raises(ReperformError, match="wait for each other"):
+        engine.phases(ring)
+
+
+def test_a_column_that_is_read_without_saying_so_is_refused(todo: list[engine.Task]) -> None:
+    task = next(task for task in todo if task.kpi.name == "velocity")
+    given_columns = engine.Needed(task, {"amount_log": np.zeros(1)})
+    with pytest.raises(ReperformError, match="without saying so"):
+        given_columns["amount_log"]
+
+
+def test_work_in_threads_passes_errors_on() -> None:
+    def work(n: int) -> None:
+        if n == 3:
+            raise ReperformError("three")
+
+    with pytest.raises(ReperformError, match="three"):
+        buckets.each(work, range(5), 2)
+
+
+def test_an_empty_table_gives_empty_columns() -> None:
+    rows, labelled, of = world(10)
+    made = featurize.featurize(rows.clear(), of, labelled.clear(), stage(**SETTINGS), calendar())
+    assert made.table.is_empty()
+    assert made.table.schema["velocity_1h"] == pl.Float64
