@@ -1,341 +1,521 @@
-"""Stream ISO 20022 bank-to-customer messages (camt.052, 053, 054) into text fields, with the memory of one entry.
+"""Stream ISO 20022 messages (camt.052, 053, 054, pain.001, pacs.008) into text columns, in flat memory.
 
-Any version is read by its namespace. Document type definitions are refused; entities and the network stay untouched.
-Source: ISO 20022, Bank-to-Customer Cash Management, Message Definition Report; element names as there.
+The namespace decides the message and its version. A Document may stand in an envelope, beside its business application
+header (head.001). Document type definitions are refused; entities and the network stay untouched.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from lxml import etree
+import polars as pl
 
+from reperform.ingest.iso20022_plan import (
+    APPLICATION_HEADER,
+    DETAIL_FIELDS,
+    ENTRY_FIELDS,
+    RECORDS,
+    TEXT_FIELDS,
+    VERSIONS,
+    Node,
+    compiled,
+    document_plan,
+    supported,
+)  # fmt: skip
+from reperform.ingest.iso20022_shapes import Shapes, texts_of, without_texts
 from reperform.ingest.source import UnreadableFileError
+from reperform.ingest.xml_guard import MOST_DEPTH, MOST_TOKEN_BYTES, Guarded, utf8_pieces
 
-NAMESPACE = re.compile(r"urn:iso:std:iso:20022:tech:xsd:camt\.05[234]\.001\.\d\d")
+ISO = "urn:iso:std:iso:20022:tech:xsd:"
 OPENING = ("OPBD", "PRCD")  # opening booked, or previously closed booked
 CLOSING = ("CLBD",)
-FIELDS = (
-    "statement", "transaction_id", "status", "amount", "currency", "indicator", "booked", "known", "account",
-    "counterparty", "country", "channel",
-)  # fmt: skip
+INTERIM = "ITBD"
+PLACES = ("statement", "ordinal", "part", "n_details")  # whole numbers before the texts of a row
+FIELDS = (*PLACES, *TEXT_FIELDS)
+ROWS_PER_PART = 20_000
+_MOST_ENTRY_CHARS = 64_000_000  # of one entry with all its details: about 200,000 transactions
+_MOST_ENVELOPES = 10
+_NO_DETAIL = (None,) * len(DETAIL_FIELDS)
+_SCHEMA: dict[str, Any] = {name: pl.Int64 if name in PLACES else pl.String for name in FIELDS}
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_DOCUMENT = re.compile(rb"<([A-Za-z_][\w.-]*:)?Document[\s>]")
+_END = re.compile(rb"</(?:[A-Za-z_][\w.-]*:)?([A-Za-z_][\w.-]*)>[ \t\r\n]*")
+_CONTROLS = bytes({*range(0x20), 0x26} - {0x9, 0xA, 0xD})  # what XML forbids in texts, and & of references
+_CODE_OF_CURRENCY = 3
+_UNREAD = Node()
+
 Row = tuple[int | str | None, ...]  # in the order of FIELDS
 Fields = dict[str, Any]
-_PEEK_BYTES = 1024
-_CONTAINERS = ("Stmt", "Rpt", "Ntfctn")
-_SAFE = {
-    "resolve_entities": False,
-    "no_network": True,
-    "load_dtd": False,
-    "huge_tree": False,
-    "remove_comments": True,
-    "remove_pis": True,
-}
-
-# Plans: local name to field. None stands for the element's own text, a pair for its text and its currency, a list for
-# parts that repeat.
-_AMOUNT = ("amount", "currency")
-_CODE = {"Prtry": {"Cd": "proprietary"}, "Domn": {"Cd": "domain", "Fmly": {"Cd": "family", "SubFmlyCd": "subfamily"}}}
-
-
-def _party(role: str) -> dict[str, Any]:
-    named = {"Nm": f"{role}_name", "PstlAdr": {"Ctry": f"{role}_country"}, "CtryOfRes": f"{role}_country"}
-    return {**named, "Pty": named}  # from version 8 on a Pty stands between
-
-
-def _account(role: str) -> dict[str, Any]:
-    name = f"{role}_account"
-    # Version 1 knows BBAN, UPIC and PrtryAcct; later ones know Othr.
-    return {"Id": {"IBAN": name, "BBAN": name, "UPIC": name, "PrtryAcct": {"Id": name}, "Othr": {"Id": name}}}
-
-
-_DETAILS: dict[Any, Any] = {
-    "Amt": _AMOUNT,
-    "AmtDtls": {"TxAmt": {"Amt": _AMOUNT}},
-    "CdtDbtInd": "indicator",
-    "BkTxCd": _CODE,
-    "RltdPties": {
-        "Dbtr": _party("debtor"),
-        "DbtrAcct": _account("debtor"),
-        "Cdtr": _party("creditor"),
-        "CdtrAcct": _account("creditor"),
-    },
-}
-_ENTRY: dict[Any, Any] = {
-    "NtryRef": "NtryRef",
-    "AcctSvcrRef": "AcctSvcrRef",
-    "Amt": _AMOUNT,
-    "CdtDbtInd": "indicator",
-    "Sts": {None: "status", "Cd": "status", "Prtry": "status"},
-    "BookgDt": {"DtTm": "booked", "Dt": "booked"},
-    "BkTxCd": _CODE,
-    "NtryDtls": {"TxDtls": [_DETAILS]},
-    "TxDtls": [_DETAILS],  # version 1 has no NtryDtls around them
-}
-_BALANCE: dict[Any, Any] = {
-    "Tp": {"Cd": "code", "CdOrPrtry": {"Cd": "code"}},
-    "Amt": _AMOUNT,
-    "CdtDbtInd": "indicator",
-}
 
 
 @dataclass
 class Statement:
-    """A statement (or report, or notification) as it is read.
+    """A statement, report, notification, or group of payments, as it is read.
 
     Args:
         number: its place in the file, from 0.
-        message: identification of the message that it came in.
-        known: when the message was made.
-        name: its identification.
-        account: whose it is.
+        definition: the message, such as camt.053.001.08.
+        header: fields of its message's header.
+        fields: its own fields.
+        application: fields of the business application header, if there is one.
+        where: its file.
         line: where it begins.
         opening: booked balance before its entries, by currency.
         closing: booked balance after them, by currency.
+        interim: booked balances between, by currency in the order of the file: the ends of a page.
         entries: how many it holds.
         split: entries that several transactions make up.
         unsplit: lines of entries whose details do not add up to them.
     """
 
     number: int
-    message: str = ""
-    known: str | None = None
-    name: str = ""
-    account: str | None = None
+    definition: str = ""
+    header: Fields = field(default_factory=dict)
+    fields: Fields = field(default_factory=dict)
+    application: Fields = field(default_factory=dict)
+    where: str = ""
     line: int = 0
     opening: dict[str, Decimal] = field(default_factory=dict)
     closing: dict[str, Decimal] = field(default_factory=dict)
+    interim: dict[str, list[Decimal]] = field(default_factory=dict)
     entries: int = 0
     split: int = 0
     unsplit: list[int] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """Its identification."""
+        return str(self.fields.get("name") or "").strip()
 
-def stream(
-    path: Path, where: str, identifiers: list[str], namespaces: list[str], done: Callable[[Statement], None]
-) -> Iterator[Row]:
-    """The transactions of a file, one after the other.
+    @property
+    def message(self) -> str:
+        """Identification of its message."""
+        return str(self.header.get("message") or "").strip()
+
+    @property
+    def account(self) -> str | None:
+        """The account that it is of."""
+        return str(self.fields.get("account") or "").strip() or None
+
+    @property
+    def family(self) -> str:
+        """Such as camt.053."""
+        return self.definition[:8]
+
+
+def stream(path: Path, where: str, namespaces: list[str], begun: Callable[[Statement], None]) -> Iterator[pl.DataFrame]:
+    """The transactions of a file in parts of some 20,000 rows.
 
     Args:
         path: the file.
         where: its name below the raw folder.
-        identifiers: references of an entry in the order in which they serve as its transaction's id.
         namespaces: allowed beside the standard's own.
-        done: called with each statement after its last entry.
+        begun: called with each statement as it begins; the statement fills up as the file is read.
+
+    Yields:
+        Columns `FIELDS`: `statement` is the statement's number, `ordinal` the entry's place in it from 1, `part` the
+        detail's place in the entry from 1 or 0 for a whole entry, `n_details` how many details the entry has; then the
+        texts as they stand in the file.
 
     Raises:
         UnreadableFileError: for an empty or malformed file, a document type definition, or another kind of document.
     """
-    space = _checked_namespace(path, where, namespaces)
-    seen = 0
-
-    def counted(statement: Statement) -> None:
-        nonlocal seen
-        seen += 1
-        done(statement)
-
-    try:
-        yield from _transactions(path, space, identifiers, counted)
-    except etree.XMLSyntaxError as error:
-        raise _malformed(where, error) from error
-    if not seen:
-        raise UnreadableFileError(
-            where, "file_no_statement", "the message holds no statement.",
-            expected="at least one Stmt, Rpt or Ntfctn", got="none", fix="ask the sender for the file again",
-        )  # fmt: skip
+    reader = _Reader(where, namespaces, begun)
+    for piece in utf8_pieces(path, where):
+        reader.take(piece)
+        while len(reader.rows) >= ROWS_PER_PART:
+            yield reader.part()
+    reader.end()
+    yield reader.part()
 
 
-def _checked_namespace(path: Path, where: str, namespaces: list[str]) -> str:
-    """The namespace of a file whose root is a camt document without a document type definition."""
-    if not path.stat().st_size:
-        raise UnreadableFileError(
-            where, "file_empty", "the file is empty.",
-            expected="an ISO 20022 document", got="0 bytes", fix="ask the sender for the file again",
-        )  # fmt: skip
-    root = _root(path, where)
-    if root.getroottree().docinfo.doctype:
-        raise UnreadableFileError(
-            where, "file_doctype", "the file has a document type definition.",
-            expected="a document without DOCTYPE, as ISO 20022 prescribes", got=root.getroottree().docinfo.doctype,
-            fix="do not load it: entities can read files and fill the memory; ask the sender for a clean file",
-        )  # fmt: skip
-    name = etree.QName(root)
-    if name.localname != "Document" or not (NAMESPACE.fullmatch(name.namespace or "") or name.namespace in namespaces):
-        raise UnreadableFileError(
-            where, "file_not_camt", "the file is no bank-to-customer message.",
-            expected="Document in a namespace urn:iso:std:iso:20022:tech:xsd:camt.052, 053 or 054",
-            got=f"{name.localname} in {name.namespace}",
+class _Reader(Guarded):
+    """What has been read of one file. The parser sees all of it but the entries whose shape is known."""
+
+    def __init__(self, where: str, namespaces: list[str], begun: Callable[[Statement], None]) -> None:
+        super().__init__(where)
+        self.rows: list[Row] = []
+        self._namespaces = namespaces
+        self._begun = begun
+        self._buffer = b""
+        self._is_plain = False
+        self._is_between = False  # the parser stands where an entry may begin
+        self._last_child = ("", 0)  # the last element that ended right below a statement, and where its end tag begins
+        self._start_tag = self._end_tag = b""
+        self._shapes: Shapes | None = None
+        self._n_statements = 0
+        self._root = ""
+        self._n_outside = 0
+        self._inside = ""  # what is being read: a document, an application header, or nothing that counts
+        self._application: Fields = {}
+        self._header: Fields = {}
+        self._statement: Statement | None = None
+        self._definition = ""
+        self._has_inner_namespaces = False
+        self._spaces: dict[str, str] = {}
+        self._node = _UNREAD
+        self._nodes: list[Node] = []
+        self._fields: list[Fields] = []
+        self._texts: list[str] = []
+        self._is_leaf = False
+        self._attributes: list[str] = []
+        self._entry_line = 0
+        self._entry_chars = 0
+        self.parser.StartElementHandler = self._start_outside
+        self.parser.EndElementHandler = self._end_outside
+        self.parser.CharacterDataHandler = self.count_text
+        self.parser.StartNamespaceDeclHandler = self._declare
+        self.parser.EndNamespaceDeclHandler = self._undeclare
+
+    def part(self) -> pl.DataFrame:
+        """The rows so far, which are then forgotten."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(FIELDS)
+        self.rows = []
+        return pl.DataFrame(
+            [pl.Series(name, column, _SCHEMA[name]) for name, column in zip(FIELDS, columns, strict=True)]
+        )
+
+    def take(self, piece: bytes) -> None:
+        """Read one more piece of the file, as far as its last whole entry."""
+        buffer = self._buffer + piece
+        if not self._start_tag:
+            self._guess_tags(buffer)
+        at = 0
+        self._is_plain = _is_plain(buffer)
+        while True:
+            if self._is_between:
+                at = self._alike(buffer, at)
+            end = buffer.find(self._end_tag, at) if self._end_tag else -1
+            if end < 0:
+                break
+            begin = buffer.find(self._start_tag, at, end)
+            # First up to the next entry, which may be alike; then that entry, when it is not.
+            to = begin if begin > at and not self._is_between else end + len(self._end_tag)
+            self._parse(buffer[at:to])
+            at = to
+        if not self._end_tag or len(buffer) - at > MOST_TOKEN_BYTES:
+            self._parse(buffer[at:])
+            at = len(buffer)
+        self._buffer = buffer[at:]
+
+    def end(self) -> None:
+        """Read what is left, and see that the file was whole."""
+        self._parse(self._buffer)
+        self.feed(b"", final=True)
+        if not self._definition:
+            raise self._unknown(self._root)
+        if not self._n_statements:
+            raise UnreadableFileError(
+                self.where, "file_no_statement", "the message holds no statement and no payment.",
+                expected="at least one Stmt, Rpt, Ntfctn, PmtInf or CdtTrfTxInf", got="none",
+                fix="ask the sender for the file again",
+            )  # fmt: skip
+
+    def _parse(self, piece: bytes) -> None:
+        self._last_child = ("", 0)
+        first = self.fed_bytes
+        self.feed(piece)
+        name, end = self._last_child
+        # The parser is sure to stand between two entries when it has seen the end of a thing in a statement, and only
+        # blanks came after.
+        tail = _END.fullmatch(piece, end - first) if end >= first and self._node.begins == "group" else None
+        self._is_between = tail is not None and tail[1].decode("ascii") == name
+
+    def _guess_tags(self, buffer: bytes) -> None:
+        """Which tags entries seem to have. The parser decides; a wrong guess costs time and nothing else."""
+        document = _DOCUMENT.search(buffer)
+        if document:
+            prefix = document[1] or b""
+            record = RECORDS["camt" if b"camt.05" in buffer[: document.end() + 1000] else "pain"].encode()
+            self._start_tag, self._end_tag = b"<" + prefix + record + b">", b"</" + prefix + record + b">"
+
+    def _alike(self, buffer: bytes, at: int) -> int:
+        """Read entries of known shape, and return where the first other thing begins."""
+        if self._has_inner_namespaces or self._shapes is None or self._statement is None:
+            return at
+        first, statement, shapes = at, self._statement, self._shapes
+        while True:
+            begin = _SPACE.match(buffer, at).end()  # type: ignore[union-attr]  # it matches nothing as well
+            end = buffer.find(self._end_tag, begin) + len(self._end_tag)
+            if end < len(self._end_tag) or not buffer.startswith(self._start_tag, begin):
+                break
+            entry = _plain_text(buffer[begin:end], is_plain=self._is_plain)
+            fields = shapes.fields(entry) if entry is not None else None
+            if fields is not None:
+                statement.entries += 1
+                self.rows.append((statement.number, statement.entries, 0, 1, *fields))
+                at = end
+                continue
+            shape = shapes.of(without_texts("><", entry)) if entry is not None else None
+            if entry is None or shape is None:
+                break
+            texts = shape.gathered(texts_of(entry))
+            statement.entries += 1
+            if len(shape.details) <= 1:
+                shapes.remember(shape)
+                self.rows.append((statement.number, statement.entries, 0, 1, *shape.whole(texts)))
+            else:
+                self._entry_line = self.line() + buffer.count(b"\n", first, begin)
+                self._add_batch(shape.entry(texts), [pick(texts) for pick in shape.details])
+            at = end
+        self.skipped_lines += buffer.count(b"\n", first, at)
+        return at
+
+    def _declare(self, prefix: str | None, space: str | None) -> None:
+        self._spaces[prefix or ""] = space or ""
+        if self._inside == "document":
+            self._has_inner_namespaces = True
+
+    def _undeclare(self, prefix: str | None) -> None:
+        self._spaces.pop(prefix or "", None)
+
+    # Outside of a Document: envelopes, of which only the application header counts.
+
+    def _start_outside(self, name: str, attributes: list[str]) -> None:
+        space, _, local = name.rpartition(" ")
+        self._root = self._root or f"{local} in {space or 'no namespace'}"
+        self._n_outside += 1
+        self.check_element(self._n_outside, attributes)
+        self.is_moving, self.text_chars = True, 0
+        if local == "Document":
+            self._enter("document", self._document_node(space, local))
+        elif local == "AppHdr" and space.startswith(f"{ISO}head.001."):
+            self._application = {}
+            self._enter("application header", compiled(APPLICATION_HEADER, space))
+            self._fields = [self._application]
+
+    def _end_outside(self, _: str) -> None:
+        self._n_outside -= 1
+        self.is_moving, self.text_chars = True, 0
+
+    def _enter(self, what: str, node: Node) -> None:
+        self._inside, self._node, self._nodes = what, node, []
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.CharacterDataHandler = self._text
+
+    def _leave(self) -> None:
+        self._inside, self._node, self._fields, self._n_outside = "", _UNREAD, [], self._n_outside - 1
+        self.parser.StartElementHandler = self._start_outside
+        self.parser.EndElementHandler = self._end_outside
+        self.parser.CharacterDataHandler = self.count_text
+
+    def _document_node(self, space: str, local: str) -> Node:
+        """The plan of a Document, which its namespace decides.
+
+        Raises:
+            UnreadableFileError: for an unknown one.
+        """
+        definition = space.removeprefix(ISO)
+        message, _, version = definition.rpartition(".")
+        known = space.startswith(ISO) and message in VERSIONS and version.isdigit() and len(version) == 2  # noqa: PLR2004  # two digits
+        if not (known and int(version) in VERSIONS[message]) and space not in self._namespaces:
+            raise self._unknown(f"{local} in {space or 'no namespace'}")
+        national = re.search(r"camt\.05[234]\.001\.\d\d|pain\.001\.001\.\d\d|pacs\.008\.001\.\d\d", space)
+        self._definition = national[0] if national else "camt.053.001.08"
+        family = self._definition[:4]
+        node = document_plan(family, space)
+        self._header, self._has_inner_namespaces = {}, False
+        record = _record_node(node)
+        prefix = self._start_tag[1 : -len(RECORDS[family]) - 1].decode("ascii", "replace")
+        self._shapes = Shapes(record, prefix)
+        is_right = self._spaces.get(prefix.rstrip(":")) == space and self._end_tag.endswith(
+            b"%s>" % RECORDS[family].encode()
+        )
+        self._end_tag = self._end_tag if is_right else b""
+        return node
+
+    def _unknown(self, got: str) -> UnreadableFileError:
+        return UnreadableFileError(
+            self.where, "file_unknown_message", "the file is no message that can be read.",
+            expected=f"a Document in a namespace {ISO}… of {supported()}", got=got[:300],
             fix="take the file out of the source, or allow its namespace by `namespaces` in conf/ingest/",
         )  # fmt: skip
-    return str(name.namespace)
 
+    # Inside of a Document.
 
-def _root(path: Path, where: str) -> Any:
-    """The first element, read from as few bytes as it takes."""
-    parser = etree.XMLPullParser(events=("start",), **_SAFE)
-    try:
-        with path.open("rb") as stream_of_bytes:
-            while piece := stream_of_bytes.read(_PEEK_BYTES):
-                parser.feed(piece)
-                for _, root in parser.read_events():
-                    return root
-        parser.close()
-    except etree.XMLSyntaxError as error:
-        raise _malformed(where, error) from error
-    raise UnreadableFileError(where, "file_malformed", "the file holds no element.", expected="a Document", got="none")
+    def _start(self, name: str, attributes: list[str]) -> None:
+        self._nodes.append(self._node)
+        depth = len(self._nodes)
+        # The one child of a Document has a name of its own in every message.
+        is_message = depth == 1 and self._inside == "document"
+        node = self._node if is_message else self._node.children.get(name, _UNREAD)
+        self._node = node
+        if attributes or depth > MOST_DEPTH:
+            self.check_element(depth, attributes)
+        self.is_moving, self.text_chars, self._is_leaf = True, 0, True
+        self._texts.clear()
+        self._attributes = attributes
+        if node.begins and (depth > 1 or node.begins == "group"):
+            self._begin(node.begins)
 
+    def _text(self, text: str) -> None:
+        self.count_text(text)
+        if self._node.text:
+            self._texts.append(text)
 
-def _malformed(where: str, error: etree.XMLSyntaxError) -> UnreadableFileError:
-    return UnreadableFileError(
-        where, "file_malformed", "the XML is malformed or cut off.",
-        expected="well-formed XML to its last line", got=str(error.msg), place=f"line {error.lineno}",
-        fix="ask the sender for the file again",
-    )  # fmt: skip
+    def _end(self, name: str) -> None:
+        node = self._node
+        if not self._nodes:
+            self._leave()
+            return
+        if self._is_leaf and node.text and self._fields:
+            self._set(node, "".join(self._texts))
+        if node.begins:
+            self._finish(node.begins)
+        self._node = self._nodes.pop()
+        if self._node.begins == "group":
+            self._last_child = (name.rpartition(" ")[2], self.parser.CurrentByteIndex)
+        self._is_leaf, self.text_chars, self.is_moving = False, 0, True
 
+    def _set(self, node: Node, text: str) -> None:
+        fields = self._fields[-1]
+        self._entry_chars += len(text)
+        if self._entry_chars > _MOST_ENTRY_CHARS:
+            limit = f"at most {_MOST_ENTRY_CHARS:,} characters"
+            self.refuse("file_entry_too_large", "an entry with all its details is too large.", limit)
+        if node.text is not None:
+            if node.is_every:
+                if text:
+                    fields.setdefault(node.text, []).append(text)
+            else:
+                fields.setdefault(node.text, text)
+        if node.currency and "Ccy" in self._attributes[::2]:
+            fields.setdefault(node.currency, self._attributes[self._attributes.index("Ccy") + 1])
 
-def _transactions(path: Path, space: str, identifiers: list[str], done: Callable[[Statement], None]) -> Iterator[Row]:
-    entry_plan, balance_plan, account_plan = (
-        _in_namespace(plan, space) for plan in (_ENTRY, _BALANCE, _account("own"))
-    )
-    tag = {
-        name: f"{{{space}}}{name}" for name in ("Ntry", "Bal", "Acct", "GrpHdr", "Id", "MsgId", "CreDtTm", *_CONTAINERS)
-    }
-    containers = {tag[name] for name in _CONTAINERS}
-    wanted = (tag["Ntry"], tag["Bal"], tag["Acct"], tag["GrpHdr"], *containers)
-    statement = Statement(0)
-    for _, element in etree.iterparse(str(path), events=("end",), tag=wanted, **_SAFE):
-        kind, parent = element.tag, element.getparent()
-        if kind == tag["Ntry"]:
-            statement.entries += 1
-            yield from _rows(_collected(element, entry_plan), statement, identifiers, element.sourceline)
-        elif kind == tag["Bal"]:
-            _add_balance(statement, _collected(element, balance_plan))
-        elif kind == tag["Acct"] and parent.tag in containers:
-            statement.account = _collected(element, account_plan).get("own_account")
-            statement.name, statement.line = parent.findtext(tag["Id"]) or "", parent.sourceline
-        elif kind == tag["GrpHdr"]:
-            statement.message, statement.known = element.findtext(tag["MsgId"]) or "", element.findtext(tag["CreDtTm"])
-        elif kind in containers:
-            done(statement)
-            statement = Statement(statement.number + 1, statement.message, statement.known)
-        if kind in (tag["Ntry"], *containers):
-            _forget(element, parent)
+    def _begin(self, kind: str) -> None:
+        fields: Fields = {}
+        if kind == "group":
+            self._statement = Statement(
+                self._n_statements, self._definition, self._header, fields, self._application, self.where, self.line()
+            )
+            self._n_statements += 1
+            self._begun(self._statement)
+        elif kind == "record":
+            self._entry_line = self.line()
+        if kind != "detail":
+            self._entry_chars = 0
+        self._fields.append(fields)
 
+    def _finish(self, kind: str) -> None:
+        fields = self._fields.pop()
+        if kind == "header":
+            self._header = fields
+            if self._statement is not None:  # the header of pacs.008 stands inside of the one group
+                self._statement.header = fields
+        elif kind == "detail":
+            self._fields[-1].setdefault("details", []).append(_values(fields, DETAIL_FIELDS))
+        elif kind == "balance" and self._statement is not None:
+            _add_balance(self._statement, fields)
+        elif kind == "record" and self._statement is not None:
+            self._add(fields)
+        elif kind == "group":
+            self._statement = None
 
-def _forget(element: Any, parent: Any) -> None:
-    """Cut off what has been read, so that the tree never grows beyond one entry."""
-    element.clear(keep_tail=False)
-    while (earlier := element.getprevious()) is not None and earlier.tag == element.tag:
-        parent.remove(earlier)
-
-
-def _in_namespace(plan: Mapping[Any, Any], space: str) -> dict[Any, Any]:
-    return {tag if tag is None else f"{{{space}}}{tag}": _step_in(step, space) for tag, step in plan.items()}
-
-
-def _step_in(step: Any, space: str) -> Any:
-    if isinstance(step, dict):
-        return _in_namespace(step, space)
-    return [_in_namespace(step[0], space)] if isinstance(step, list) else step
-
-
-def _collected(element: Any, plan: Mapping[Any, Any], fields: Fields | None = None) -> Fields:
-    """The fields of an element by a plan: one walk over its children, the first text of each field counts."""
-    fields = {} if fields is None else fields
-    for child in element:
-        step = plan.get(child.tag)
-        if step is None:
-            continue
-        if isinstance(step, str):
-            fields.setdefault(step, child.text)
-        elif isinstance(step, tuple):
-            fields.setdefault(step[0], child.text)
-            fields.setdefault(step[1], child.get("Ccy"))
-        elif isinstance(step, list):
-            fields.setdefault("details", []).append(_collected(child, step[0]))
+    def _add(self, fields: Fields) -> None:
+        statement = self._statement
+        if statement is None:
+            return
+        statement.entries += 1
+        details = fields.get("details", [])
+        own = _values(fields, ENTRY_FIELDS)
+        if len(details) > 1:
+            self._add_batch(own, details)
         else:
-            _collected(child, step, fields)
-            if None in step and child.text and child.text.strip():
-                fields.setdefault(step[None], child.text)
-    return fields
+            detail = details[0] if details else _values(fields, DETAIL_FIELDS)
+            self.rows.append((statement.number, statement.entries, 0, 1, *own, *detail))
+
+    def _add_batch(self, own: tuple[str | None, ...], details: list[tuple[str | None, ...]]) -> None:
+        """An entry as several transactions where its details add up to it (a batch that was booked in one sum)."""
+        statement = self._statement
+        if statement is None:
+            return
+        of = (statement.number, statement.entries)
+        if _adds_up(own, details):
+            statement.split += 1
+            self.rows += [(*of, place, len(details), *own, *detail) for place, detail in enumerate(details, start=1)]
+        else:
+            # Amounts of the parts are missing or differ: the booked sum is certain, its parts are not.
+            statement.unsplit.append(self._entry_line)
+            self.rows.append((*of, 0, len(details), *own, *_NO_DETAIL))
+
+
+def _is_plain(content: bytes) -> bool:
+    """Without references and without what XML forbids in texts: those are for the parser."""
+    return (
+        len(content.translate(None, _CONTROLS)) == len(content)
+        and b"\xef\xbf\xbe" not in content
+        and b"\xef\xbf\xbf" not in content
+    )
+
+
+def _plain_text(raw: bytes, *, is_plain: bool) -> str | None:
+    """An entry as text, with line ends as a parser gives them; None where it takes the parser."""
+    if not is_plain and not _is_plain(raw):
+        return None
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _record_node(node: Node) -> Node:
+    """The plan of an entry or payment, wherever it stands in the plan of its document."""
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one.begins == "record":
+            return one
+        waiting += one.local.values()
+    raise AssertionError(node.name)
+
+
+def _values(fields: Fields, names: tuple[str, ...]) -> tuple[str | None, ...]:
+    return tuple([" ".join(text) if isinstance(text := fields.get(name), list) else text for name in names])
 
 
 def _add_balance(statement: Statement, balance: Fields) -> None:
-    amount, code, currency = _decimal(balance.get("amount")), balance.get("code"), balance.get("currency") or ""
-    if amount is None:
+    amount, code = decimal_of(balance.get("amount")), str(balance.get("code") or "").strip()
+    currency = str(balance.get("currency") or "").strip()
+    if amount is None or len(currency) != _CODE_OF_CURRENCY:
         return
-    signed = amount if balance.get("indicator") == "CRDT" else -amount
+    signed = amount if str(balance.get("indicator")).strip() == "CRDT" else -amount
     if code == OPENING[0]:
         statement.opening[currency] = signed
     elif code in OPENING:
         statement.opening.setdefault(currency, signed)
     elif code in CLOSING:
         statement.closing[currency] = signed
+    elif code == INTERIM:
+        ends = statement.interim.setdefault(currency, [])
+        statement.interim[currency] = [*ends[:1], signed]
 
 
-def _rows(entry: Fields, statement: Statement, identifiers: list[str], line: int) -> Iterator[Row]:
-    """An entry as one transaction; as several where its details add up to it (a batch that was booked in one sum)."""
-    given = next((entry[name] for name in identifiers if entry.get(name)), None)
-    name = (given or f"{statement.message}/{statement.name}/{statement.entries}").strip()
-    details = entry.get("details", [])
-    if len(details) <= 1:
-        yield _row(name, entry, details[0] if details else {}, statement)
-    elif _adds_up(entry, details):
-        statement.split += 1
-        for place, detail in enumerate(details, start=1):
-            own = {**entry, "amount": detail["amount"], "indicator": detail.get("indicator") or entry.get("indicator")}
-            yield _row(f"{name}/{place}", own, detail, statement)
-    else:
-        # Amounts of the parts are missing or differ: the booked sum is certain, its parts are not.
-        statement.unsplit.append(line)
-        yield _row(name, entry, {}, statement)
+_AMOUNT, _CURRENCY, _INDICATOR = (ENTRY_FIELDS.index(name) for name in ("amount", "currency", "indicator"))
+_PART_AMOUNT, _PART_CURRENCY, _PART_INDICATOR = (
+    DETAIL_FIELDS.index(name) for name in ("part_amount", "part_currency", "part_indicator")
+)
 
 
-def _adds_up(entry: Fields, details: list[Fields]) -> bool:
-    total = _decimal(entry.get("amount"))
-    parts = [_decimal(detail.get("amount")) for detail in details]
-    if total is None or any(part is None for part in parts):
-        return False
-    if any(detail.get("currency") != entry.get("currency") for detail in details):
-        return False
-    same = [detail.get("indicator") in (None, entry.get("indicator")) for detail in details]
-    return (
-        sum(part if is_same else -part for part, is_same in zip(parts, same, strict=True) if part is not None) == total
-    )
+def _adds_up(own: tuple[str | None, ...], details: list[tuple[str | None, ...]]) -> bool:
+    total = decimal_of(own[_AMOUNT])
+    found = Decimal(0)
+    for detail in details:
+        part = decimal_of(detail[_PART_AMOUNT])
+        if part is None or detail[_PART_CURRENCY] != own[_CURRENCY]:
+            return False
+        found += part if detail[_PART_INDICATOR] in (None, "", own[_INDICATOR]) else -part
+    return found == total
 
 
-def _row(name: str, entry: Fields, detail: Fields, statement: Statement) -> Row:
-    indicator = entry.get("indicator")
-    # The other side of a credit is who paid, of a debit who was paid. A reversal already shows its own side here.
-    role = "debtor" if indicator == "CRDT" else "creditor"
-    return (
-        statement.number,
-        name,
-        entry.get("status"),
-        entry.get("amount"),
-        entry.get("currency"),
-        indicator,
-        entry.get("booked"),
-        statement.known,
-        statement.account,
-        detail.get(f"{role}_account") or detail.get(f"{role}_name"),
-        detail.get(f"{role}_country"),
-        _channel(entry) or _channel(detail),
-    )
-
-
-def _channel(fields: Fields) -> str | None:
-    if fields.get("proprietary"):
-        return str(fields["proprietary"])
-    parts = [fields[name] for name in ("domain", "family", "subfamily") if fields.get(name)]
-    return "-".join(parts) or None
-
-
-def _decimal(text: str | None) -> Decimal | None:
+def decimal_of(text: object) -> Decimal | None:
+    """A finite number from a text; None for anything else."""
     try:
-        number = Decimal((text or "").strip())
+        number = Decimal(str(text).strip())
     except InvalidOperation:
         return None
     return number if number.is_finite() else None
