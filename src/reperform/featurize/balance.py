@@ -5,6 +5,7 @@ from dataclasses import field
 from typing import Any
 
 import numpy as np
+import polars as pl
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from reperform.featurize.ledger import Ledger, hundredths
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import DAY_US, length_us, ratio
 
+LEAST_FLOOR = 0.01  # a hundredth of the currency: accounts that are always empty must not make it nothing
 MOST_DRAIN = 10.0  # an overdraft that is nearly used up would give any number
 LONGEST_DAYS = 180  # of the exponential mean: older days weigh less than 0.94**180 = 0.00001
 
@@ -39,7 +41,7 @@ class Settings:
 def columns(settings: Settings) -> tuple[Column, ...]:
     """Volatility, its ratio, the last move, drawdown, days below zero, and what the row takes from the balance."""
     d, s, long = settings.days, settings.short_days, settings.long_days
-    few = f"balances reported on fewer than half of the last {d} days"
+    few = f"balances reported on fewer than half of the last {d} days, or nothing to learn c from"
     none = "no earlier day's balance is known"
     return (
         Column(
@@ -57,7 +59,8 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             f"volatility over {s} d / over {long} d",
             "x",
             f"{long}d",
-            null_rule="balances on fewer than half of the days of either window, or no movement in the longer",
+            null_rule="balances on fewer than half of the days of either window, no movement in the longer, or "
+            "nothing to learn c from",
         ),
         Column(
             "balance_move",
@@ -94,17 +97,22 @@ def columns(settings: Settings) -> tuple[Column, ...]:
 
 
 def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
-    """The fifth percentile over accounts of the median absolute end-of-day balance before a moment."""
+    """Fifth percentile over accounts of the median absolute end-of-day balance before a moment, by currency."""
     days = ledger.days
     balance = ledger.transactions["balance_after"].to_numpy()
     rows = np.flatnonzero(ledger.known_before(end_us) & ~np.isnan(balance) & (days.day < end_us // DAY_US))
-    slot = days.slot_of_row[rows]
-    last = _last_of_each(slot)
-    account, end = days.account_of_row[rows][last], np.abs(balance[rows][last])
-    order = np.lexsort((end, account))
-    parts = np.split(end[order], np.flatnonzero(np.diff(account[order])) + 1) if len(order) else []
-    medians = [float(np.median(part)) for part in parts]
-    return {"floor": float(np.quantile(medians, 0.05)) if medians else None}
+    last = rows[_last_of_each(days.slot_of_row[rows])]
+    ends = pl.DataFrame(
+        {
+            "currency": ledger.transactions["currency"].gather(last),
+            "account": days.account_of_row[last],
+            "balance": np.abs(balance[last]),
+        }
+    ).sort("currency", "account", "balance")
+    medians = ends.group_by("currency", "account", maintain_order=True).agg(pl.col("balance").median())
+    floor = pl.col("balance").quantile(0.05, "linear").clip(LEAST_FLOOR)
+    floors = medians.group_by("currency", maintain_order=True).agg(floor)
+    return {"floor": dict(floors.iter_rows()), "all": medians.select(floor).item()}
 
 
 def _last_of_each(slot: Any) -> Any:
@@ -119,7 +127,7 @@ def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
     """Values per slot of the grid, as known at the start of its day."""
     days, names = ledger.days, [c.name for c in columns(settings) if not c.name.startswith("balance_drain")]
     balance = ledger.transactions["balance_after"].to_numpy()
-    if fitted["floor"] is None or np.isnan(balance).all():
+    if np.isnan(balance).all():
         return {name: np.full(len(days), 0.0 if "_n_" in name else np.nan) for name in names}
     starts, rows = days.arrivals()
     found = daily_balances(
@@ -129,8 +137,9 @@ def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
         rows,
         days.day,
         days.known_day,
-        balance,
-        fitted["floor"],
+        # In units of the currency's floor every quotient is the same, and one floor serves all currencies.
+        balance / _floor(ledger, fitted),
+        1.0,
         settings.days,
         settings.short_days,
         settings.long_days,
@@ -138,7 +147,19 @@ def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
         LONGEST_DAYS,
     )
     volatility, n, short, long, move, drawdown, negative = found
+    if fitted["all"] is None:
+        volatility, short = np.full(len(days), np.nan), np.full(len(days), np.nan)
     return dict(zip(names, (volatility, n, ratio(short, long), move, drawdown, negative), strict=True))
+
+
+def _floor(ledger: Ledger, fitted: dict[str, Any]) -> F64:
+    """The floor in each row's currency; that of all currencies for one that nothing was learned of."""
+    default = 1.0 if fitted["all"] is None else fitted["all"]
+    return (
+        ledger.transactions["currency"]
+        .replace_strict(fitted["floor"], default=default, return_dtype=pl.Float64)
+        .to_numpy()
+    )
 
 
 def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
@@ -171,9 +192,10 @@ KPI = Kpi(
     family="balance",
     formula="vol_W = 1.4826 MAD(D) / (median |b| + c) over complete days; b = end-of-day balance carried forward, D "
     "= its daily change, "
-    "c = fifth percentile of accounts' median |b| on the training window",
+    "c = fifth percentile of accounts' median |b| on the training window, per currency. No balance is made up from "
+    "transactions: no source gives an opening balance",
     unit="fraction of the typical balance",
-    inputs=("account_id", "booked_at", "known_at", "balance_after", "amount", "direction", "timezone"),
+    inputs=("account_id", "booked_at", "known_at", "balance_after", "amount", "currency", "direction", "timezone"),
     key="account",
     null_rule="the source reports no balances",
     source="Rousseeuw and Croux (1993), doi:10.1080/01621459.1993.10476408 (MAD); RiskMetrics (1996), decay 0.94",

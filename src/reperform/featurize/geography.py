@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import field
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import numpy as np
@@ -13,29 +13,49 @@ from pydantic.dataclasses import dataclass
 from reperform.featurize.kernels import F64, Mask, extreme_times, times_seen
 from reperform.featurize.ledger import Ledger, codes
 from reperform.featurize.registry import Column, Kpi, Values
-from reperform.featurize.windows import DAY_US, FOREVER_US, HOUR_US, length_us, where_enough
+from reperform.featurize.windows import FOREVER_US, HOUR_US, length_us, where_enough
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
 KM_PER_DEGREE = EARTH_RADIUS_KM * np.pi / 180
 LEAST_GAP_US = 60_000_000  # clocks of two terminals differ by less
+ROUNDING = 1e-9  # degrees
 GRID = 10_000  # ten thousandths of a degree, 11 m: sums of these are exact
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class HighRisk:
-    """A country on a list, for a time.
+    """A country on a list, for a time, and when that was known.
+
+    A listing counts from the day on which it was in force and published; an end counts once it is published, too.
 
     Args:
         country: ISO 3166 code.
         effective_from: first day.
-        effective_to: last day, if it has ended.
         citation: the list.
+        effective_to: last day, if it has ended.
+        published: day on which the listing was published; the first day, if not given.
+        end_published: day on which its end was published; the day after the last, if not given.
     """
 
     country: str
     effective_from: date
     citation: str
     effective_to: date | None = None
+    published: date | None = None
+    end_published: date | None = None
+
+    @property
+    def begin(self) -> date:
+        """First day on which the listing may be used."""
+        return max(self.effective_from, self.published or self.effective_from)
+
+    @property
+    def end(self) -> date | None:
+        """First day on which it may no longer be used."""
+        if self.effective_to is None:
+            return None
+        after = self.effective_to + timedelta(days=1)
+        return max(after, self.end_published or after)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -127,9 +147,24 @@ def columns(settings: Settings) -> tuple[Column, ...]:
         ),
         Column(
             "geo_is_high_risk",
-            "1 if the country stood on a list of high risk on the day of the row",
+            "1 if the country stood on a list of high risk on the day of the row, as published by then",
             "0 or 1",
             null_rule=no_country,
+        ),
+        Column(
+            "geo_source",
+            "1 if the row's place is a card-present terminal, where the customer is; 0 if it is a merchant's seat, a "
+            "network address or unknown",
+            "0 or 1",
+            is_model_input=False,
+            null_rule="the row has no place",
+        ),
+        Column(
+            "geo_precision",
+            "half a unit of the last decimal of the finer coordinate, at most 4 decimals, on a meridian",
+            "km",
+            is_model_input=False,
+            null_rule="the row has no place",
         ),
     )
 
@@ -162,12 +197,39 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
         _speed(ledger, latitude, longitude, located, settings)
         | _country(ledger, fitted, settings)
         | _radius(ledger, latitude, longitude, located, settings)
+        | _position(ledger, latitude, longitude, located, settings)
     )
 
 
+def _card_present(ledger: Ledger, settings: Settings) -> Mask:
+    of_channel = ledger.transactions["channel"].is_in(settings.card_present_channels)
+    return of_channel.fill_null(value=False).to_numpy()
+
+
+def _position(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settings: Settings) -> Values:
+    """What the row's place is the place of, and how exact it is."""
+    source = _card_present(ledger, settings).astype(float)
+    return {
+        "geo_source": np.where(located, source, np.nan),
+        "geo_precision": np.where(located, precision_km(latitude, longitude), np.nan),
+    }
+
+
+def precision_km(latitude: F64, longitude: F64) -> F64:
+    """Half a unit of the last decimal that a coordinate is given to, in kilometres of latitude; the finer one counts.
+
+    A place is given to so many decimals in both coordinates, and one of them may end with a nought.
+    """
+    out = np.full(len(latitude), 0.5 * KM_PER_DEGREE / GRID)
+    for decimals in (3, 2, 1, 0):
+        unit = 10.0**decimals
+        coarse = [np.abs(x * unit - np.rint(x * unit)) < ROUNDING * unit for x in (latitude, longitude)]
+        out[coarse[0] & coarse[1]] = 0.5 * KM_PER_DEGREE / unit
+    return out
+
+
 def _speed(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settings: Settings) -> Values:
-    present = ledger.transactions["channel"].is_in(settings.card_present_channels).fill_null(value=False).to_numpy()
-    placed, history = located & present, ledger.by_account
+    placed, history = located & _card_present(ledger, settings), ledger.by_account
     events = history.tape_of(np.where(placed, history.codes, -1), history.enter, ledger.time + FOREVER_US)
     _, latest = extreme_times(events, ledger.time, len(ledger))
     gap_us = ledger.time - ledger.time[latest]
@@ -215,13 +277,13 @@ def _prior(segments: pl.Series, countries: pl.Series, fitted: dict[str, Any]) ->
 
 
 def _high_risk(ledger: Ledger, settings: Settings) -> Mask:
-    """Rows whose country stood on a list on that day, as the list stood then."""
+    """Rows whose country stood on a list on that day, as the list was known then."""
     out = np.zeros(len(ledger), bool)
     for entry in settings.high_risk:
         holds = (ledger.transactions["country"] == entry.country).fill_null(value=False).to_numpy()
-        holds &= ledger.time >= _day_us(entry.effective_from)
-        if entry.effective_to:
-            holds &= ledger.time < _day_us(entry.effective_to) + DAY_US
+        holds &= ledger.time >= _day_us(entry.begin)
+        if entry.end:
+            holds &= ledger.time < _day_us(entry.end)
         out |= holds
     return out
 

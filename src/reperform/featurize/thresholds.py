@@ -6,20 +6,23 @@ A pattern says what happened, not why: no intent is inferred.
 from collections.abc import Mapping
 from dataclasses import field
 from datetime import UTC, date, datetime, time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from scipy.special import betainc
 
+from reperform.featurize.bunching import density_jump
 from reperform.featurize.kernels import F64, I64, Mask, distinct_with_own, split_amounts, times_seen_sum
 from reperform.featurize.ledger import Ledger, hundredths, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import DAY_US, History, length_us
 
 BASE = "base"
+NOTHING_LEARNED: dict[str, Any] = {"share": {}, "bunching": {"z": None}}
+NO_LENGTH = ("day", "transaction")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -33,7 +36,9 @@ class Rule:
         threshold: the limit.
         currency: of the limit; `base` compares amounts in base currency, any other only the rows in that currency.
         operator: how an amount breaks it.
-        window: `day` adds up a business day by the account's clock; a length such as `24h` adds up that time.
+        window: `day` adds up a business day by the account's clock; a length such as `24h` adds up that time;
+            `transaction` looks at each amount alone.
+        cut_off_hour: hour of the account's clock at which a business day ends; what comes later belongs to the next.
         effective_from: first day.
         effective_to: last day, if it has ended.
         citation: where it is written.
@@ -49,6 +54,7 @@ class Rule:
     currency: str = BASE
     operator: Literal[">", ">="] = ">"
     window: str = "day"
+    cut_off_hour: Annotated[int, Field(ge=1, le=24)] = 24
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -92,7 +98,7 @@ def columns(settings: Settings) -> tuple[Column, ...]:
                 f"the same for one limit: {rule.operator} {rule.threshold:,.0f} {rule.currency} per {rule.window}, "
                 f"{rule.citation}",
                 "x",
-                "" if rule.window == "day" else rule.window,
+                rule.window if rule.window not in NO_LENGTH else "",
                 null_rule="the limit does not hold for the row",
             )
             for rule in settings.rules
@@ -116,6 +122,20 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             s,
         ),
         Column(
+            f"structuring_of_n_{s}",
+            "amounts that the limit holds for in the row's direction, the row included: n of that probability",
+            "transactions",
+            s,
+            is_model_input=False,
+        ),
+        Column(
+            "limit_bunching",
+            "standard errors by which the density of all training amounts drops at the limit (McCrary)",
+            "z",
+            is_model_input=False,
+            null_rule="no limit holds for the row, or fewer than 30 training amounts close to it on either side",
+        ),
+        Column(
             f"smurfing_parties_{m}",
             "different counterparties with amounts below the limit in the row's direction, the row included",
             "counterparties",
@@ -126,6 +146,13 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             f"smurfing_flag_{m}",
             f"1 if at least {settings.smurfing_least_parties} parties and a ratio of 1 or more",
             "0 or 1",
+            m,
+            is_model_input=False,
+        ),
+        Column(
+            f"smurfing_of_n_{m}",
+            "these amounts, of records that name a counterparty",
+            "transactions",
             m,
             is_model_input=False,
         ),
@@ -165,6 +192,7 @@ def counterparty_columns(settings: Settings) -> tuple[Column, ...]:
             m,
             is_model_input=False,
         ),
+        Column(f"smurfing_accounts_of_n_{m}", "these amounts", "transactions", m, is_model_input=False),
     )
 
 
@@ -219,7 +247,7 @@ def _day_us(day: date) -> int:
 
 
 def fit(ledger: Ledger, end_us: int, settings: Settings) -> dict[str, Any]:
-    """Share of amounts just below each limit, per segment, over the rows that may be learned from."""
+    """Per limit: share of amounts just below it, by segment, and how the density of all amounts drops at it."""
     learn, segments = ledger.known_before(end_us), ledger.segment
     out: dict[str, Any] = {}
     for rule in settings.rules:
@@ -227,8 +255,12 @@ def fit(ledger: Ledger, end_us: int, settings: Settings) -> dict[str, Any]:
         rows = learn & at.applies
         near = at.near(settings.near_share)
         by_segment = {str(s): rows & (segments == s).to_numpy() for s in sorted(segments.unique())}
-        out[rule.name] = {s: _share(near[mask].sum(), mask.sum()) for s, mask in by_segment.items()}
-        out[rule.name][""] = _share(near[rows].sum(), rows.sum())
+        shares = {s: _share(near[mask].sum(), mask.sum()) for s, mask in by_segment.items()}
+        amounts = at.cents[rows]
+        out[rule.name] = {
+            "share": shares | {"": _share(near[rows].sum(), rows.sum())},
+            "bunching": density_jump(amounts, at.limit, at.broken_by(amounts, rule.operator)),
+        }
     return out
 
 
@@ -239,7 +271,7 @@ def _share(k: Any, n: Any) -> float:
 
 def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """Every column for every rule; of several rules the largest value, unknown where none holds."""
-    found = [_of_rule(ledger, rule, fitted.get(rule.name, {}), settings) for rule in settings.rules]
+    found = [_of_rule(ledger, rule, fitted.get(rule.name, NOTHING_LEARNED), settings) for rule in settings.rules]
     broken = [f.pop("limit_broken_n") for f in found]
     own = {f"limit_ratio_{rule.name}": f["limit_ratio"] for rule, f in zip(settings.rules, found, strict=True)}
     names = [c.name for c in columns(settings) if c.name != "limit_broken_n" and c.name not in own]
@@ -258,40 +290,34 @@ def compute_counterparty(
     key = np.where(ledger.counterparty < 0, -1, 2 * ledger.counterparty + ledger.incoming)
     history = History.of(key, int(key.max(initial=-1)) + 1, ledger.time, ledger.known)
     party = pair_codes(key, ledger.account)
-    m = settings.smurfing_window
+    m, names = settings.smurfing_window, ("smurfing_accounts", "smurfing_accounts")
     found = []
     for rule in settings.rules:
         at = scope(ledger, rule)
-        n, cents = _parties(history, party, at, m)
         holds = at.applies & (key >= 0)
-        found.append(_party_values(f"smurfing_accounts{{}}_{m}", n, cents / at.limit, holds, settings))
-    return {
-        c.name: _largest([_renamed(f, m)[c.name] for f in found], len(ledger)) for c in counterparty_columns(settings)
-    }
+        found.append(_party_values(_parties(history, party, at, m), names, at.limit, holds, settings))
+    return {c.name: _largest([f[c.name] for f in found], len(ledger)) for c in counterparty_columns(settings)}
 
 
-def _renamed(found: Values, window: str) -> Values:
-    # The count of accounts carries no suffix of its own: smurfing_accounts_7d.
-    return {name.replace(f"_n_{window}", f"_{window}"): values for name, values in found.items()}
-
-
-def _of_rule(ledger: Ledger, rule: Rule, shares: dict[str, float], settings: Settings) -> Values:
+def _of_rule(ledger: Ledger, rule: Rule, learned: dict[str, Any], settings: Settings) -> Values:
     at, history = scope(ledger, rule), ledger.by_account_direction
+    z = learned["bunching"]["z"]
     out = _hard(ledger, history, rule, at)
-    out |= _structuring(ledger, rule, at, shares, settings)
+    out |= _structuring(ledger, rule, at, learned["share"], settings)
     out |= _smurfing(ledger, history, at, settings)
-    return out
+    return out | {"limit_bunching": np.where(at.applies, np.nan if z is None else z, np.nan)}
 
 
 def _hard(ledger: Ledger, history: History, rule: Rule, at: Scope) -> Values:
     """Sum over the limit's window, the row included, against the limit."""
+    past = np.zeros(len(ledger), np.int64)
     if rule.window == "day":
-        day = pair_codes(history.codes, ledger.local_day)
+        day = pair_codes(history.codes, business_day(ledger, rule))
         # A business day is at most 25 hours long (end of summer time).
         past = times_seen_sum(
             history.tape(25 * 3_600_000_000), day, at.cents, int(day.max(initial=-1)) + 1, len(ledger)
         )
-    else:
+    elif rule.window != "transaction":
         (past,) = history.sums(history.tape(length_us(rule.window)), at.cents)
     total = past + at.cents
     return {
@@ -300,10 +326,16 @@ def _hard(ledger: Ledger, history: History, rule: Rule, at: Scope) -> Values:
     }
 
 
+def business_day(ledger: Ledger, rule: Rule) -> I64:
+    """Day number of each row's business day by the account's clock; after the cut-off the next one has begun."""
+    late = ledger.local.dt.hour().cast(pl.Int64).to_numpy() >= rule.cut_off_hour
+    return ledger.local_day + late
+
+
 def _structuring(ledger: Ledger, rule: Rule, at: Scope, shares: dict[str, float], settings: Settings) -> Values:
     w, history = settings.structuring_window, ledger.by_account_direction
     near = at.near(settings.near_share)
-    day = pair_codes(history.codes, ledger.local_day)
+    day = pair_codes(history.codes, business_day(ledger, rule))
     least_broken = at.limit + (rule.operator == ">")
     n, k, days, cents, broken_days = split_amounts(
         history.tape(length_us(w)), at.applies, near, at.cents, day, int(day.max(initial=-1)) + 1, least_broken
@@ -316,6 +348,7 @@ def _structuring(ledger: Ledger, rule: Rule, at: Scope, shares: dict[str, float]
         f"structuring_ratio_{w}": cents / at.limit,
         f"structuring_flag_{w}": flag,
         f"structuring_surprise_{w}": binomial_surprise(k, n, share),
+        f"structuring_of_n_{w}": n,
     }
     return {name: np.where(at.applies, v, np.nan) for name, v in values.items()}
 
@@ -329,9 +362,8 @@ def binomial_surprise(k: I64, n: I64, share: F64) -> F64:
 def _smurfing(ledger: Ledger, history: History, at: Scope, settings: Settings) -> Values:
     m = settings.smurfing_window
     party = pair_codes(history.codes, ledger.counterparty)
-    n, cents = _parties(history, party, at, m)
-    out = _party_values(f"smurfing{{}}_{m}", n, cents / at.limit, at.applies, settings)
-    out[f"smurfing_parties_{m}"] = out.pop(f"smurfing_n_{m}")
+    names = ("smurfing_parties", "smurfing")
+    out = _party_values(_parties(history, party, at, m), names, at.limit, at.applies, settings)
     micro = at.below & (at.cents < round(settings.micro_share * at.limit))
     past_n, past_cents = history.sums(history.tape(length_us(m)), micro, np.where(micro, at.cents, 0))
     count, total = past_n + micro, past_cents + np.where(micro, at.cents, 0)
@@ -341,20 +373,23 @@ def _smurfing(ledger: Ledger, history: History, at: Scope, settings: Settings) -
     return out
 
 
-def _parties(history: History, party: I64, at: Scope, window: str) -> tuple[I64, I64]:
-    """Different parties with amounts below the limit, the row's own included, and the sum of these amounts."""
-    events = history.tape(length_us(window))
-    items = np.where(at.below, party, -1)
-    n = distinct_with_own(events, items, int(party.max(initial=-1)) + 1, len(party))
-    below = np.where(at.below, at.cents, 0)
-    (past,) = history.sums(events, below)
-    return n, past + below
+def _parties(history: History, party: I64, at: Scope, window: str) -> tuple[I64, I64, I64]:
+    """Different parties with amounts below the limit, these amounts, and their sum; the row's own included."""
+    events, counts = history.tape(length_us(window)), at.below & (party >= 0)
+    n = distinct_with_own(events, np.where(counts, party, -1), int(party.max(initial=-1)) + 1, len(party))
+    below = np.where(counts, at.cents, 0)
+    past_n, past = history.sums(events, counts, below)
+    return n, past_n + counts, past + below
 
 
-def _party_values(name: str, n: I64, ratio_to_limit: F64, holds: Mask, settings: Settings) -> Values:
-    flag = (n >= settings.smurfing_least_parties) & (ratio_to_limit >= 1)
-    values = {"_n": n, "_ratio": ratio_to_limit, "_flag": flag}
-    return {name.format(suffix): np.where(holds, v, np.nan) for suffix, v in values.items()}
+def _party_values(
+    found: tuple[I64, I64, I64], names: tuple[str, str], limit: int, holds: Mask, settings: Settings
+) -> Values:
+    """Columns of what `_parties` found, under the name of the parties and that of everything else."""
+    (parties, of_n, cents), (name_of_parties, name), m = found, names, settings.smurfing_window
+    flag = (parties >= settings.smurfing_least_parties) & (cents >= limit)
+    values = {name_of_parties: parties, f"{name}_ratio": cents / limit, f"{name}_flag": flag, f"{name}_of_n": of_n}
+    return {f"{column}_{m}": np.where(holds, v, np.nan) for column, v in values.items()}
 
 
 def _largest(candidates: list[F64], rows: int) -> F64:
@@ -370,8 +405,8 @@ KPI = Kpi(
     title="Compliance threshold violations",
     family="compliance",
     formula="sums per account, direction and business day against limits; amounts just below a limit over 10 days "
-    "(structuring); "
-    "many parties or many small amounts over 7 days (smurfing). Patterns, not intent",
+    "(structuring), their binomial probability, and the drop of the population's density at the limit; many parties "
+    "(payers of money in, payees of money out) or many small amounts over 7 days (smurfing). Patterns, not intent",
     unit="x of the limit, and counts",
     inputs=(
         "account_id",
@@ -385,6 +420,7 @@ KPI = Kpi(
         "counterparty_id",
         "home_country",
         "timezone",
+        "segment",
     ),
     key="account",
     null_rule="no limit holds for the row's country, channel, currency and day",

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from reperform.featurize.kernels import F64, I64, times_seen
-from reperform.featurize.ledger import Ledger
+from reperform.featurize.ledger import Ledger, codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import length_us
 
@@ -19,6 +19,47 @@ HOURS_OF_WEEK = 168
 NIGHT_ENDS_HOUR = 6
 SATURDAY = 6
 EPOCH = date(1970, 1, 1)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Calendar:
+    """One version of a calendar of holidays. On a day the version counts that was the latest one published by then.
+
+    Args:
+        name: of the calendar; its versions share it.
+        published: day on which this version was published; before the first one the calendar says nothing.
+        citation: where it is written.
+        countries: home countries of accounts that it holds for; empty for all.
+        yearly: holidays of every year, as MM-DD.
+        easter: holidays of every year, in days after Easter Sunday.
+        dates: holidays of one year.
+        dropped: days that it takes back, such as a yearly holiday that one year does without.
+    """
+
+    name: str
+    published: date
+    citation: str
+    countries: list[str] = field(default_factory=list)
+    yearly: list[str] = field(default_factory=list)
+    easter: list[int] = field(default_factory=list)
+    dates: list[date] = field(default_factory=list)
+    dropped: list[date] = field(default_factory=list)
+
+    def holds(self, day: date) -> bool:
+        """Whether a day is a holiday."""
+        if day in self.dropped:
+            return False
+        since_easter = (day - easter(day.year)).days
+        return day in self.dates or f"{day:%m-%d}" in self.yearly or since_easter in self.easter
+
+
+TARGET = Calendar(
+    name="target",
+    published=date(2000, 12, 14),
+    citation="TARGET's long-term calendar, ECB, 14 December 2000; in force from 2002",
+    yearly=["01-01", "05-01", "12-25", "12-26"],
+    easter=[-2, 1],
+)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -31,6 +72,7 @@ class Settings:
         default_timezone: for accounts whose timezone the source does not give.
         score_windows: lengths over which surprisals are averaged.
         pair_window: length over which they are averaged for one counterparty.
+        calendars: holidays, in versions.
     """
 
     window: str = "180d"
@@ -38,6 +80,7 @@ class Settings:
     default_timezone: str = "UTC"
     score_windows: list[str] = field(default_factory=lambda: ["24h", "7d"])
     pair_window: str = "30d"
+    calendars: list[Calendar] = field(default_factory=lambda: [TARGET])
 
 
 def columns(settings: Settings) -> tuple[Column, ...]:
@@ -78,7 +121,13 @@ def columns(settings: Settings) -> tuple[Column, ...]:
         Column("time_hour_local", "hour of the day by the account's clock, with minutes", "hours"),
         Column("time_is_night", f"1 from 00:00 to 0{NIGHT_ENDS_HOUR}:00 by the account's clock", "0 or 1"),
         Column("time_is_weekend", "1 on Saturday and Sunday by the account's clock", "0 or 1"),
-        Column("time_is_holiday", "1 on TARGET closing days other than weekends", "0 or 1"),
+        Column(
+            "time_is_holiday",
+            "1 on holidays of the calendars that hold for the account's home country, as published by the day: "
+            + ", ".join(dict.fromkeys(calendar.name for calendar in settings.calendars)),
+            "0 or 1",
+            null_rule="no calendar holds for the account's home country, or none was published yet",
+        ),
         Column("time_payday_distance", "days from the nearest last working day of a month; before it negative", "days"),
     )
 
@@ -125,7 +174,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
         "time_hour_local": (local.dt.hour().cast(pl.Float64) + local.dt.minute().cast(pl.Float64) / 60).to_numpy(),
         "time_is_night": (local.dt.hour() < NIGHT_ENDS_HOUR).to_numpy().astype(float),
         "time_is_weekend": (local.dt.weekday() >= SATURDAY).to_numpy().astype(float),
-        "time_is_holiday": np.array([float(_is_target_holiday(_date(d))) for d in days])[day],
+        "time_is_holiday": _holiday(ledger, [_date(d) for d in days], day, settings),
         "time_payday_distance": np.array([float(payday_distance(_date(d))) for d in days])[day],
     }
 
@@ -159,10 +208,30 @@ def easter(year: int) -> date:
     return date(year, month, day + 1)
 
 
-def _is_target_holiday(day: date) -> bool:
-    """TARGET's long-term calendar, published by the ECB on 14 December 2000, in force from 2002: known ever since."""
-    fixed = (day.month, day.day) in {(1, 1), (5, 1), (12, 25), (12, 26)}
-    return fixed or day - easter(day.year) in {timedelta(days=-2), timedelta(days=1)}
+def in_force(calendars: list[Calendar], day: date) -> list[Calendar]:
+    """The latest version of each calendar that was published by a day."""
+    versions = sorted((c for c in calendars if c.published <= day), key=lambda c: c.published)
+    return list({c.name: c for c in versions}.values())
+
+
+def _holiday(ledger: Ledger, days: list[date], day: I64, settings: Settings) -> F64:
+    """1 or 0 by each row's day and home country; NaN where no calendar holds.
+
+    Args:
+        ledger: the rows.
+        days: the different days of rows.
+        day: place of each row's day in `days`.
+        settings: the calendars.
+    """
+    valid = [in_force(settings.calendars, d) for d in days]
+    country, countries = codes(ledger.home_country) + 1, [None, *sorted(ledger.home_country.drop_nulls().unique())]
+    table = np.array([[_of_country(c, d, name) for name in countries] for c, d in zip(valid, days, strict=True)])
+    return np.asarray(table.reshape(len(days), len(countries))[day, country])
+
+
+def _of_country(calendars: list[Calendar], day: date, country: str | None) -> float:
+    holding = [c for c in calendars if not c.countries or country in c.countries]
+    return float(any(c.holds(day) for c in holding)) if holding else np.nan
 
 
 def payday_distance(day: date) -> int:
@@ -185,7 +254,7 @@ KPI = Kpi(
     family="time",
     formula="S = -log2 p(b), b = hour of the week by the account's clock; p(b) = (n_b + m p_segment(b)) / (n + m)",
     unit="bits",
-    inputs=("account_id", "booked_at", "known_at", "timezone", "segment"),
+    inputs=("account_id", "booked_at", "known_at", "timezone", "segment", "home_country", "counterparty_id"),
     key="account",
     null_rule="never",
     source="Shannon (1948), A Mathematical Theory of Communication; TARGET closing days: ECB, 14 December 2000",

@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from reperform.featurize.kernels import F64, I64, extreme_times, times_seen
+from reperform.featurize.kernels import F64, I64, distinct, distinct_with_own, extreme_times, times_seen
 from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger, codes, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import FOREVER_US, HOUR_US, length_us
@@ -26,6 +26,7 @@ class Settings:
         channel_windows: lengths over which transactions in the row's channel are counted.
         channel_window: history from which the share of the channel is taken.
         least_age_hours: an account counts as at least this old, so that its first seconds give no huge rate.
+        include_current: whether the row itself counts; it is known when it is scored.
     """
 
     windows: list[str] = field(default_factory=lambda: ["1h", "24h", "7d", "30d"])
@@ -33,22 +34,32 @@ class Settings:
     channel_windows: list[str] = field(default_factory=lambda: ["1h", "24h"])
     channel_window: str = "180d"
     least_age_hours: float = 1.0
+    include_current: bool = False
 
 
 def columns(settings: Settings) -> tuple[Column, ...]:
     """Counts, rates and amount rates per window, distinct counterparties, and the acceleration."""
+    current = ", and the row itself" if settings.include_current else ""
     per_window = [
         column
         for w in settings.windows
         for column in (
-            Column(f"velocity_n_{w}", f"transactions of the account in [t - {w}, t), known by t", "transactions", w),
+            Column(
+                f"velocity_n_{w}",
+                f"transactions of the account in [t - {w}, t), known by t{current}",
+                "transactions",
+                w,
+            ),
             Column(f"velocity_{w}", f"velocity_n_{w} / min({w}, age of the account)", "transactions per hour", w),
             Column(f"velocity_amount_{w}", f"their amounts / min({w}, age)", "base currency per hour", w),
         )
     ]
     parties = [
         Column(
-            f"velocity_counterparties_{w}", f"different counterparties / min({w}, age)", "counterparties per hour", w
+            f"velocity_counterparties_{w}",
+            f"different counterparties{current} / min({w}, age)",
+            "counterparties per hour",
+            w,
         )
         for w in settings.counterparty_windows
     ]
@@ -117,13 +128,16 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     for window in settings.windows:
         hours = np.minimum(length_us(window) / HOUR_US, age_hours)
         n, cents = history.sums(history.tape(length_us(window)), ones, ledger.cents)
+        if settings.include_current:
+            n, cents = n + 1, cents + ledger.cents
         out[f"velocity_n_{window}"] = n.astype(float)
         out[f"velocity_{window}"] = n / hours
         out[f"velocity_amount_{window}"] = cents / 100 / hours
     n_pairs = int(ledger.pair.max(initial=-1)) + 1
     for window in settings.counterparty_windows:
         hours = np.minimum(length_us(window) / HOUR_US, age_hours)
-        different = history.distinct(history.tape(length_us(window)), ledger.pair, n_pairs)
+        count = distinct_with_own if settings.include_current else distinct
+        different = count(history.tape(length_us(window)), ledger.pair, n_pairs, len(ledger))
         out[f"velocity_counterparties_{window}"] = different / hours
     short, long = settings.windows[0], settings.windows[-1]
     least = HOUR_US / length_us(long)
