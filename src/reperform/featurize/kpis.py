@@ -9,6 +9,8 @@ from reperform.featurize import (
     frequency,
     geography,
     graph,
+    information,
+    matched,
     network,
     propagation,
     risk,
@@ -36,6 +38,7 @@ KPIS: dict[str, Kpi] = {
         propagation.KPI,
         thresholds.KPI,
         thresholds.COUNTERPARTY_KPI,
+        information.KPI,
         concentration.KPI,
         correlation.KPI,
         correlation.PEER_KPI,
@@ -44,5 +47,6 @@ KPIS: dict[str, Kpi] = {
         network.COUNTERPARTY_KPI,
         graph.KPI,
         structure.KPI,
+        matched.KPI,
     )
 }
