@@ -25,7 +25,7 @@ ALL: dict[str, dict[str, Any]] = {
     "benford": {"least_n": 5},
     "concentration": {"least_n": 4},
     "correlation": {"days": 14, "reference_days": 30, "least_reference_days": 14, "refresh_days": 1},
-    "synchrony": {"minutes": 120},
+    "synchrony": {"minutes": 480},
 }
 
 
