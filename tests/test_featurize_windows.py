@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reperform.errors import ReperformError
 from reperform.featurize import kernels
 from reperform.featurize.ledger import pair_codes
+from reperform.featurize.shares import shares
 from reperform.featurize.windows import FOREVER_US, History, length_us, ratio
 
 row = st.tuples(
@@ -124,7 +125,7 @@ def test_first_and_last_record_of_the_whole_past(rows: Any) -> None:
 def test_concentration_is_the_sum_of_squared_shares(rows: Any, window: int) -> None:
     history, item, amount, known = make(rows)
     pairs = pair_codes(history.codes, item)
-    n, groups, index = kernels.concentration(history.tape(window), pairs, amount, 100, len(rows))
+    n, groups, index, _, _ = shares(history.tape(window), pairs, amount, 100, 1, 100, len(rows))
     for i in range(len(rows)):
         past = seen(history, known, i, window)
         total = sum(amount[j] for j in past)
