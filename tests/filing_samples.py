@@ -1,5 +1,8 @@
 """Small ledgers, returns and tables that the tests of filings share."""
 
+import io
+import json
+import zipfile
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -13,6 +16,7 @@ from reperform.ingest.source import SourceResult
 from reperform.simulate.bank_returns import END, MONTH, OPENING, Key, Month, Return, Value
 from reperform.simulate.filings import file_name, instance, receipt_log
 
+SCHEMA = f"{taxonomy.BASE_URL.rstrip('/')}/brr.xsd"
 JANUARY = Month(date(2025, 1, 1), date(2025, 1, 31))
 FEBRUARY = Month(date(2025, 2, 1), date(2025, 2, 28))
 HONEST: dict[Key, Value] = {
@@ -86,6 +90,94 @@ SOURCE: dict[str, Any] = {"kind": "xbrl", "files": "*/filings/*.xbrl", "receipts
 def read(raw: Path, processes: int = 1, **more: Any) -> SourceResult:
     """Read what `write` has written."""
     return xbrl.read("filings", SOURCE | more, raw, processes=processes)
+
+
+def inline_page(facts: str, *, header: bool = True) -> str:
+    """A page of Inline XBRL; the first page of a set carries the header with taxonomy, context and unit."""
+    hidden = (
+        f"""<div style="display:none"><ix:header><ix:references>
+<link:schemaRef xlink:type="simple" xlink:href="{SCHEMA}"/></ix:references><ix:resources>
+<xbrli:context id="e"><xbrli:entity><xbrli:identifier scheme="{taxonomy.ENTITY_SCHEME}">north</xbrli:identifier>
+</xbrli:entity><xbrli:period><xbrli:instant>2025-01-31</xbrli:instant></xbrli:period></xbrli:context>
+<xbrli:unit id="EUR"><xbrli:measure>iso4217:EUR</xbrli:measure></xbrli:unit></ix:resources></ix:header></div>"""
+        if header
+        else ""
+    )
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<html xmlns="http://www.w3.org/1999/xhtml" xmlns:ix="http://www.xbrl.org/2013/inlineXBRL"
+ xmlns:xbrli="http://www.xbrl.org/2003/instance" xmlns:link="http://www.xbrl.org/2003/linkbase"
+ xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:iso4217="http://www.xbrl.org/2003/iso4217"
+ xmlns:ixt="http://www.xbrl.org/inlineXBRL/transformation/2020-02-12" xmlns:brr="{taxonomy.NAMESPACE}">
+<head><title>Return</title></head><body>{hidden}<p>{facts}</p></body></html>"""
+
+
+def inline_fact(name: str, thousands: str, more: str = "") -> str:
+    """A number in thousands at the end of January."""
+    return (
+        f'<ix:nonFraction name="brr:{name}" contextRef="e" unitRef="EUR" decimals="-3" scale="3" '
+        f'format="ixt:num-dot-decimal"{more}>{thousands}</ix:nonFraction>'
+    )
+
+
+def json_fact(name: str, value: str | None, decimals: int | None = -3, **dimensions: str) -> dict[str, Any]:
+    """A fact of xBRL-JSON at the end of January, in EUR."""
+    known = {"concept": f"brr:{name}", "entity": "bank:north", "period": "2025-02-01T00:00:00", "unit": "iso4217:EUR"}
+    fact: dict[str, Any] = {"value": value, "dimensions": known | dimensions}
+    return fact if decimals is None else fact | {"decimals": decimals}
+
+
+def json_report(facts: dict[str, Any], kind: str = "json", **info: Any) -> dict[str, Any]:
+    """A report in xBRL-JSON, or with other members the metadata of one in xBRL-CSV."""
+    about = {
+        "documentType": f"https://xbrl.org/2021/xbrl-{kind}",
+        "namespaces": {
+            "brr": taxonomy.NAMESPACE,
+            "iso4217": "http://www.xbrl.org/2003/iso4217",
+            "bank": taxonomy.ENTITY_SCHEME,
+            "xbrl": "https://xbrl.org/2021",
+        },
+        "linkTypes": {"footnote": "http://www.xbrl.org/2003/arcrole/fact-footnote"},
+        "linkGroups": {"_": "http://www.xbrl.org/2003/role/link"},
+        "taxonomy": [SCHEMA],
+    }
+    return {"documentInfo": about | info} | ({"facts": facts} if kind == "json" else facts)
+
+
+CSV_TABLES: dict[str, Any] = {
+    "tables": {"lines": {"url": "lines.csv"}},
+    "tableTemplates": {
+        "lines": {
+            "rowIdColumn": "id",
+            "dimensions": {"entity": "bank:north", "unit": "iso4217:EUR", "concept": "$concept", "period": "$period"},
+            "columns": {"id": {}, "concept": {}, "period": {}, "amount": {"dimensions": {}, "decimals": -3}},
+        }
+    },
+}
+CSV_LINES = """id,concept,period,amount
+equity,brr:TotalEquity,2025-02-01T00:00:00,1234000
+assets,brr:TotalAssets,2025-02-01T00:00:00,5000000
+"""
+
+
+def write_one(project: Path, name: str, content: str | bytes | dict[str, Any]) -> Path:
+    """Write one filing of any form, with its receipt in the log that `read` takes."""
+    path = project / "north" / "filings" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, dict):
+        content = json.dumps(content, indent=1)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    log = receipt_log([bank_return()]).with_columns(pl.lit(path.relative_to(project).as_posix()).alias("file"))
+    (project / "filings.csv").write_text(log.write_csv(), encoding="utf-8")
+    return path
+
+
+def zip_of(members: dict[str, str | bytes]) -> bytes:
+    """A zip with these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
 
 
 def transaction(  # a row has many columns

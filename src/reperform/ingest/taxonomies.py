@@ -129,7 +129,7 @@ def mapped(folder: Path, names: Sequence[PurePosixPath]) -> list[tuple[PurePosix
     """
     found = []
     for catalog in sorted(name for name in names if name.parts[-2:] == CATALOG.parts and len(name.parts) <= 3):  # noqa: PLR2004  # top folder, META-INF, file
-        for start, prefix in _rewrites(folder / catalog):
+        for start, prefix in _rewrites(folder, catalog):
             inside = _below(catalog, prefix)
             place = _as_path(start)
             found += [(name, place / name.relative_to(inside)) for name in names if name.is_relative_to(inside)]
@@ -147,9 +147,9 @@ def _below(catalog: PurePosixPath, prefix: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
-def _rewrites(catalog: Path) -> list[tuple[str, str]]:
+def _rewrites(folder: Path, catalog: PurePosixPath) -> list[tuple[str, str]]:
     """Pairs of where addresses start and the folder in the package that stands for them; unsafe ones are an error."""
-    top = catalog.parent.parent.name + "/META-INF"
+    inside = catalog.parent.as_posix()
     found: list[tuple[str, str]] = []
 
     def refuse(*_: object) -> None:
@@ -158,7 +158,7 @@ def _rewrites(catalog: Path) -> list[tuple[str, str]]:
     def start(name: str, attributes: dict[str, str]) -> None:
         if name == REWRITE:
             begins, prefix = attributes.get("uriStartString", ""), attributes.get("rewritePrefix", "")
-            if not (begins.startswith("http") and is_safe_address(begins) and is_safe_address(prefix or ".", top)):
+            if not (begins.startswith("http") and is_safe_address(begins) and is_safe_address(prefix or ".", inside)):
                 raise ReperformError(
                     "A catalog maps addresses to a place outside its package.",
                     expected="rewriteURI from http(s) to a folder of the package",
@@ -172,7 +172,7 @@ def _rewrites(catalog: Path) -> list[tuple[str, str]]:
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = start
     try:
-        parser.Parse(catalog.read_bytes(), True)  # expat's own signature
+        parser.Parse((folder / catalog).read_bytes(), True)  # expat's own signature
     except expat.ExpatError as error:
         raise ReperformError(
             "A catalog is not well-formed XML.", got=str(error), where=f"{CATALOG}", fix="fetch the package again"

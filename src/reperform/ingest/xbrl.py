@@ -9,6 +9,7 @@ Arelle keeps global state and holds on to models: each file gets a new session, 
 import gc
 import json
 import multiprocessing
+import re
 import sys
 import tempfile
 from collections import defaultdict
@@ -23,9 +24,11 @@ from reperform.facts import CheckRow, as_json
 from reperform.ingest import report_packages, taxonomies, xbrl_memory
 from reperform.ingest.source import SourceResult, located
 from reperform.ingest.xbrl_memory import Memory
-from reperform.ingest.xbrl_oim import fact_lines, inspect_oim
+from reperform.ingest.xbrl_oim import fact_lines, inspect_oim, reported
 from reperform.ingest.xbrl_precheck import Head, Refusal, inspect, no_schema_ref
 from reperform.ingest.xbrl_rows import (
+    NOT_LOADED,
+    UNDEFINED,
     Fact,
     Filing,
     Footnote,
@@ -55,9 +58,11 @@ WORTH_A_PROCESS_BYTES = 4 << 20
 SEVERITIES = {"WARNING": "warning", "ERROR": "error", "CRITICAL": "error", "INCONSISTENCY": "inconsistency"}
 NOT_FOUND = ("IOerror", "FileNotLoadable")
 REQUIRED_PREFIX = "required_"
+TRACEBACK = re.compile(r"(?:\btraceback\s+)?Traceback \(most recent call last\)")
 MOST_NAMED = 5
 LONGEST_ROW = 2000
 OIM_SUFFIX = ".json"
+OIM_ERRORS = ("oime:", "oimce:", "xbrlce:")
 DOCUMENT_SET = "inlineXbrlDocumentSet"  # ships with Arelle
 
 
@@ -101,6 +106,7 @@ def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> 
 def _answers(name: str, tasks: Mapping[Path, Task], memory: Memory, processes: int) -> Iterator[Filing | Refusal]:
     """What each file holds, in order: from the run before where nothing changed since."""
     keys = {path: _key(task) for path, task in tasks.items()}
+    memory.keep_only({key for key in keys.values() if isinstance(key, str)})
     recalled = {path: memory.recall(key) if isinstance(key, str) else key for path, key in keys.items()}
     waiting = [task for path, task in tasks.items() if recalled[path] is None]
     if len(waiting) < len(tasks):
@@ -114,7 +120,6 @@ def _answers(name: str, tasks: Mapping[Path, Task], memory: Memory, processes: i
             if isinstance(answer, Filing) and isinstance(key, str):
                 memory.keep(key, answer)
         yield answer
-    memory.keep_only({key for key in keys.values() if isinstance(key, str)})
 
 
 def _key(task: Task) -> str | Refusal:
@@ -164,6 +169,11 @@ class Opened:
     heads: tuple[Head, ...]
     cache: Path
     root: Path | None = None
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether it is xBRL-CSV."""
+        return any(path.suffix.lower() == ".csv" for path in self.heads[0].inspected)
 
     @property
     def is_oim(self) -> bool:
@@ -273,8 +283,10 @@ def _loaded(opened: Opened) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
         session.run(options, logHandler=handler)
         models = session.get_models()
         if not models:
-            raise Refusal("file_not_loaded", "Arelle finds no report in the file.", got=_first_errors(handler.messages))
+            raise _no_report(handler.messages)
         _check_loaded(models[0], handler.messages)
+        if opened.is_csv:
+            _check_tables(handler.messages)
         yield models[0], handler.messages
 
 
@@ -285,16 +297,46 @@ def _entry_point(documents: Sequence[Path]) -> str:
     return json.dumps([{"ixds": [{"file": str(document.resolve())} for document in documents]}])
 
 
+def _no_report(log: list[dict[str, Any]]) -> Refusal:
+    return Refusal(
+        "file_not_loaded",
+        "Arelle finds no report in the file.",
+        expected="an XBRL report",
+        got=_first_errors(log),
+        fix="ask the filer for the report again",
+    )
+
+
 def _check_loaded(model: Any, log: list[dict[str, Any]]) -> None:
     from arelle.ModelDocumentType import ModelDocumentType  # noqa: PLC0415
 
     kinds = (ModelDocumentType.INSTANCE, ModelDocumentType.INLINEXBRL, ModelDocumentType.INLINEXBRLDOCUMENTSET)
     if model.modelDocument is None or model.modelDocument.type not in kinds:
-        raise Refusal("file_not_loaded", "Arelle finds no report in the file.", got=_first_errors(log))
+        raise _no_report(log)
     if model.undefinedFacts:
         _refuse_undefined(model, log)
     if not model.factsInInstance:
-        raise Refusal("file_no_facts", "the filing reports nothing.", expected="facts", got="none")
+        raise Refusal(
+            "file_no_facts",
+            "the filing reports nothing.",
+            expected="facts",
+            got=_first_errors(log, "none"),
+            fix="ask the filer for a complete report",
+        )
+
+
+def _check_tables(log: list[dict[str, Any]]) -> None:
+    """Refuse an xBRL-CSV report with errors: Arelle leaves out what it stumbles over, and does not say which facts."""
+    errors = [entry for entry in log if str(entry["messageCode"]).startswith(OIM_ERRORS)]
+    wrong = [entry for entry in errors if entry["levelname"] == "ERROR"]
+    if wrong:
+        raise Refusal(
+            "file_invalid_tables",
+            "the report's tables do not follow the standard.",
+            expected="xBRL-CSV without errors",
+            got=_first_errors(wrong),
+            fix="ask the filer for a corrected report",
+        )
 
 
 def _refuse_undefined(model: Any, log: list[dict[str, Any]]) -> None:
@@ -335,8 +377,13 @@ def _address(entry: Mapping[str, Any]) -> str:
     return str(entry["msg"]).rsplit("file: ", 1)[-1].strip()
 
 
-def _first_errors(log: list[dict[str, Any]]) -> str:
-    return "; ".join(str(entry["msg"]) for entry in log if entry["levelname"] in SEVERITIES)[:300] or "no reason given"
+def _first_errors(log: list[dict[str, Any]], otherwise: str = "no reason given") -> str:
+    return "; ".join(_told(entry) for entry in log if entry["levelname"] in SEVERITIES)[:300] or otherwise
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    """A message of Arelle without the stack trace that it adds where something of its own breaks."""
+    return TRACEBACK.split(str(entry["msg"]), maxsplit=1)[0].strip() or "Arelle stumbles over the file"
 
 
 def _content(task: Task, opened: Opened, model: Any, log: list[dict[str, Any]]) -> Filing:
@@ -360,6 +407,13 @@ def _content(task: Task, opened: Opened, model: Any, log: list[dict[str, Any]]) 
         *_other_targets(opened),
     ]
     refused = _without_concept(model, lines)
+    if lines is not None and not opened.is_csv:
+        loaded = {str(fact.id) for fact in (*model.factsInInstance, *model.undefinedFacts)}
+        refused += [
+            (lines.get(name), concept, value, text[:LONGEST_ROW], NOT_LOADED)
+            for name, concept, value, text in reported(opened.documents[0])
+            if name not in loaded
+        ]
     return Filing(
         facts_read=len(read_facts) + len(refused),
         refused=refused,
@@ -425,7 +479,7 @@ def _log_messages(opened: Opened, log: list[dict[str, Any]]) -> list[Remark]:
         severity = SEVERITIES.get(str(entry["levelname"]).split("-")[0])
         if severity is None:
             continue
-        text = str(entry["msg"])
+        text = _told(entry)
         for folder in folders:
             text = text if folder is None else text.replace(f"{folder}/", "")
         references = entry["refs"] or []
@@ -473,10 +527,8 @@ def _entity_messages(task: Task, model: Any) -> list[Remark]:
 
 def _without_concept(model: Any, lines: Mapping[str, int] | None) -> list[RefusedFact]:
     """Facts that the taxonomy does not define: line, name, value, and the XML as it stands."""
-    from lxml import etree  # noqa: PLC0415  # loaded by Arelle anyway
-
     return [
-        (_line(fact, lines), name, fact.text, etree.tostring(fact, encoding="unicode", with_tail=False)[:LONGEST_ROW])
+        (_line(fact, lines), name, fact.text, _xml(fact), UNDEFINED)
         for name, facts in sorted(_undefined(model).items())
         for fact in facts
     ]
@@ -505,6 +557,13 @@ def _assertions(task: Task, model: Any) -> list[CheckRow]:
         verdict = failed == 0 if is_evaluable else None
         rows.append((task.filing_id, "assertion", str(assertion.id), is_evaluable, verdict, None, None, None, detail))
     return rows
+
+
+def _xml(fact: Any) -> str:
+    from lxml import etree  # noqa: PLC0415  # loaded by Arelle anyway
+
+    text: str = etree.tostring(fact, encoding="unicode", with_tail=False)
+    return text[:LONGEST_ROW]
 
 
 def _required(task: Task, model: Any, facts: Sequence[Fact]) -> list[CheckRow]:

@@ -298,6 +298,20 @@ def fact_lines(path: Path) -> dict[str, int]:
     return dict(_row_lines(path, content))
 
 
+def reported(path: Path) -> list[tuple[str, str, str | None, str]]:
+    """Facts of an xBRL-JSON report, as identifier, concept, value and JSON; notes to facts are none of them."""
+    facts = read_strictly(path).get("facts", {})
+    found = []
+    for name, fact in facts.items():
+        dimensions = fact.get("dimensions", {}) if isinstance(fact, dict) else {}
+        concept = str(dimensions.get("concept", "")) if isinstance(dimensions, dict) else ""
+        if not concept.endswith(":note"):
+            value = fact.get("value") if isinstance(fact, dict) else None
+            text = json.dumps({name: fact}, ensure_ascii=False)
+            found.append((name, concept, None if value is None else str(value), text))
+    return found
+
+
 def _row_lines(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     templates = content.get("tableTemplates", {})
     for name, table in content.get("tables", {}).items():

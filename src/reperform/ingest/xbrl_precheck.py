@@ -94,7 +94,13 @@ def inspect(path: Path, max_bytes: int = MAX_BYTES, within: Path | None = None, 
     head.inspected.append(path)
     inspect_beside([path.parent / name for name in head.beside], head, max_bytes, within)
     if head.root == INLINE_ROOT and not head.has_inline_facts:
-        raise Refusal("file_wrong_root", "the page holds no Inline XBRL.", expected="an ix:header", got="plain XHTML")
+        raise Refusal(
+            "file_wrong_root",
+            "the page holds no Inline XBRL.",
+            expected="an ix:header",
+            got="plain XHTML",
+            fix="take it out of the files of this source in conf/ingest/, or ask the sender for the tagged page",
+        )
     if is_first and not head.schema_refs:
         raise no_schema_ref("a link:schemaRef")
     return head

@@ -9,7 +9,9 @@ from pathlib import Path
 from reperform.facts import NO_DIMENSIONS, CheckRow, FactRow, MessageRow, as_json, as_json_list, interval, number
 
 EXACT = "INF"
-RefusedFact = tuple[int | None, str, str | None, str]  # line, concept, value, XML
+UNDEFINED = "undefined_concept"
+NOT_LOADED = "fact_not_loaded"
+RefusedFact = tuple[int | None, str, str | None, str, str]  # line, concept, value, XML or JSON, rule
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Filing:
 
     Args:
         facts_read: facts in the file, before duplicates are resolved and undefined ones refused.
-        refused: facts whose concept the taxonomy does not define.
+        refused: facts whose concept the taxonomy does not define, and those that Arelle leaves out as invalid.
         facts: rows of the table facts.
         messages: rows of the table messages.
         checks: rows of the table checks.

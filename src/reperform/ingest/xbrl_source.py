@@ -29,7 +29,6 @@ from reperform.ingest.xbrl_rows import Filing, Task
 
 Condition = Annotated[str, Field(pattern=r"^\S+( *> *\d+)?$")]
 STRICT = ConfigDict(extra="forbid")
-UNDEFINED = "undefined_concept"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -208,8 +207,8 @@ def source_result(
         read_files += [SourceFile(where, digest, outcome.facts_read), *further]
         content.facts_read += outcome.facts_read
         quarantine += [
-            quarantined("facts", where, line or 0, UNDEFINED, column="concept", value=concept, row=xml)
-            for line, concept, _, xml in outcome.refused
+            quarantined("facts", where, line or 0, rule, column="concept", value=concept, row=text)
+            for line, concept, _, text, rule in outcome.refused
         ]
         content.facts += outcome.facts
         content.messages += outcome.messages
