@@ -40,7 +40,7 @@ def test_the_current_row_counts_only_where_it_is_asked_for() -> None:
     assert column(plain, "velocity_n_24h") == [0, 1]
     assert column(with_own, "velocity_n_24h") == [1, 2]
     assert column(with_own, "velocity_amount_1h") == [4, 14]
-    assert [v * 24 for v in column(with_own, "velocity_counterparties_24h")] == [1, 2]  # type: ignore[operator]
+    assert [v * 24 for v in column(with_own, "velocity_counterparties_24h")] == [1, 2]
 
 
 # 2 first digits
@@ -481,7 +481,7 @@ def together(days: int, minutes: float, *, spread: bool) -> pl.DataFrame:
 def test_accounts_that_act_together_at_changing_hours_are_synchronous() -> None:
     got = features(together(15, 5, spread=True), "synchrony").filter(pl.col("account_id") == "b")
     assert column(got, "synchrony_n_28d") == list(range(15))
-    assert column(got, "synchrony_surprise_28d")[-1] > 10  # type: ignore[operator]
+    assert column(got, "synchrony_surprise_28d")[-1] > 10
     assert column(got, "synchrony_partners_n") == [1] * 15
 
 
@@ -489,7 +489,7 @@ def test_accounts_that_act_at_the_same_hour_every_day_are_not() -> None:
     got = features(together(15, 5, spread=False), "synchrony").filter(pl.col("account_id") == "b")
     assert column(got, "synchrony_n_28d")[-1] == 14
     assert column(got, "synchrony_expected_28d")[-1] == 14
-    assert column(got, "synchrony_surprise_28d")[-1] < 0.5  # type: ignore[operator]
+    assert column(got, "synchrony_surprise_28d")[-1] < 0.5
 
 
 def test_nobody_near_is_unknown_and_nothing_shared_before_is_no_surprise() -> None:

@@ -28,7 +28,8 @@ def open_days(ledger: Ledger, begin: int | None) -> I64:
         ledger.accounts.select("account_id", pl.col("opened_at").dt.date().cast(pl.Int32)),
         on="account_id", how="left", maintain_order="left",
     )  # fmt: skip
-    return np.maximum(days["opened_at"].cast(pl.Int64).fill_null(NEVER).to_numpy(), begin)
+    opened: I64 = days["opened_at"].cast(pl.Int64).fill_null(NEVER).to_numpy()
+    return np.maximum(opened, begin)
 
 
 def entities(ledger: Ledger) -> I64:

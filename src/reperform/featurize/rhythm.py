@@ -156,7 +156,7 @@ def stream_of(seed: int, key: int, moment: int) -> int:
     """Where the random numbers of one key and moment begin: independent of all other keys, and of any order."""
     state = _mixed(np.uint64(seed) + np.uint64(GOLDEN))
     state = _mixed((state ^ np.uint64(key)) + np.uint64(GOLDEN))
-    return np.int64(_mixed((state ^ np.uint64(moment)) + np.uint64(GOLDEN)) >> np.uint64(1))
+    return int(_mixed((state ^ np.uint64(moment)) + np.uint64(GOLDEN)) >> np.uint64(1))
 
 
 @kernel
