@@ -71,6 +71,20 @@ def test_numbers_stand_right_and_text_left() -> None:
     assert got.splitlines() == ["| name | rows |", "|:-----|-----:|", "| a\\|b | 3 |"]
 
 
+def test_the_bridge_shows_the_best_explanation_of_each_total(evidence: Evidence) -> None:
+    assert pages.bridge_table(evidence) == []  # a run without the table has nothing to show
+    channel = '{"brr:ChannelAxis":"brr:CashMember"}'
+    told = {"filing_id": "f", "concept": "brr:CashDepositsValue", "lines_explained": 2, "lines_failed": 3}
+    rows = [told | {"rank": rank, "dimensions": of} for of in ("{}", channel) for rank in (1, 2)]
+    (evidence.root / "data/featurize").mkdir()
+    pl.DataFrame(rows).write_parquet(evidence.root / "data/featurize/filing_bridge.parquet")
+    got = pages.bridge_table(evidence)
+    assert [(row["line"], row["mends"]) for row in got] == [
+        ("CashDepositsValue", "2 of 3"),
+        ("CashDepositsValue Cash", "2 of 3"),
+    ]
+
+
 def page(text: str, folder: Path) -> Path:
     path = folder / "page.qmd"
     path.write_text("---\ntitle: Page\n---\n\n" + text)

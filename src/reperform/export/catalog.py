@@ -216,6 +216,14 @@ TABLES = (
         indexes=(("filing_id",),),
     ),
     Table(
+        "filing_bridge",
+        "data/featurize/filing_bridge.parquet",
+        "What would explain that a ledger total of a filing differs from its transactions, the best explanation first.",
+        ("filing_id", "concept", "dimensions", "unit", "rank"),
+        sources.FILING_BRIDGE,
+        sources.parquet("featurize", "filing_bridge"),
+    ),
+    Table(
         "scores",
         "data/train/*/scores.parquet, data/ensemble/scores.parquet",
         "Scores of every detector and of the ensemble; higher is more anomalous.",

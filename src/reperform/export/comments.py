@@ -193,6 +193,20 @@ FIGURES: Mapping[str, str] = {
 }
 # Where a column says something else than its namesakes.
 SPECIAL: Mapping[tuple[str, str], str] = {
+    ("filing_bridge", "filed"): "Total as filed.",
+    ("filing_bridge", "ledger"): "The same total of the transactions that were known when it was filed.",
+    ("filing_bridge", "gap"): "Filed less ledger, in the line's unit.",
+    ("filing_bridge", "rank"): "Place among the explanations of the line, best first.",
+    ("filing_bridge", "explanation"): "What may have happened, in a word or two.",
+    ("filing_bridge", "detail"): "What may have happened, in a sentence.",
+    ("filing_bridge", "day"): "Day that the explanation is about; null where it is about no single one.",
+    ("filing_bridge", "n_transactions"): "Transactions that the explanation is about.",
+    ("filing_bridge", "transaction_ids"): "The first of them.",
+    ("filing_bridge", "amount_explained"): "Part of the gap that they explain, signed as the gap.",
+    ("filing_bridge", "share_explained"): "Share of the gap that is explained, within the accuracy of the line.",
+    ("filing_bridge", "lines_explained"): "Failed lines of the filing that the explanation mends at once.",
+    ("filing_bridge", "lines_failed"): "Lines of the filing that do not agree with the ledger.",
+    ("filing_bridge", "is_known_at_filing"): "Whether all these transactions were known when the filing came in.",
     ("alerts", "is_anomaly"): "Truth of the evaluation (planted, or mature labels); unknown when the alert was raised.",
     ("alerts", "typology"): "Truth of the evaluation; unknown when the alert was raised.",
     ("facts", "value"): "Reported value, as text: facts may be words, dates or numbers.",

@@ -264,6 +264,17 @@ def filing_reasons(e: Evidence) -> list[dict[str, Any]]:
     return flagged.join(reasons, on="filing_id", how="left", maintain_order="left").to_dicts()
 
 
+def bridge_table(e: Evidence) -> list[dict[str, Any]]:
+    """The best explanation of every gap between a filing's total and its ledger; none where featurize made none."""
+    if not (e.root / "data/featurize/filing_bridge.parquet").is_file():
+        return []
+    best = e.frame("featurize/filing_bridge").filter(pl.col("rank") == 1)
+    line = pl.col("concept").str.split(":").list.last()
+    part = pl.col("dimensions").str.extract(r':([A-Za-z]+)Member"')
+    mends = pl.format("{} of {}", "lines_explained", "lines_failed")
+    return best.with_columns(line=pl.concat_str(line, part, separator=" ", ignore_nulls=True), mends=mends).to_dicts()
+
+
 def rule_table(e: Evidence) -> list[dict[str, Any]]:
     """Evaluated and broken rules by family."""
     checks = e.frame("featurize/filing_checks").filter("is_evaluable").sort("family", "filing_id", "rule")
