@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,59 @@ def test_work_in_threads_passes_errors_on() -> None:
 
     with pytest.raises(ReperformError, match="three"):
         buckets.each(work, range(5), 2)
+
+
+@pytest.mark.parametrize("kpi", KPIS.values(), ids=lambda kpi: kpi.name)
+def test_parameters_do_not_depend_on_rows_after_the_window(kpi: Any, ledger: Ledger) -> None:
+    end = calendar().fit_end
+    before = replace(ledger, transactions=ledger.transactions.filter(pl.col("booked_at") < end), span=ledger.day_span)
+    end_us = int(end.timestamp()) * 1_000_000
+    assert kpi.fit(before, end_us, kpi.settings_of(SETTINGS)) == kpi.fit(ledger, end_us, kpi.settings_of(SETTINGS))
+
+
+def in_files(tables: Any, folder: Path, how: EngineParams) -> tuple[featurize.Large, pl.DataFrame, pl.DataFrame]:
+    rows, labelled, of = tables
+    rows.write_parquet(folder / "transactions.parquet", row_group_size=100)
+    made = featurize.featurize_files(
+        pl.scan_parquet(folder / "transactions.parquet"), of, labelled, stage(**SETTINGS), calendar(),
+        how=how, target=folder, scratch=folder / "scratch",
+    )  # fmt: skip
+    assert not (folder / "scratch").exists()
+    return made, pl.read_parquet(folder / "features.parquet"), pl.read_parquet(folder / "account_days.parquet")
+
+
+def assert_same_features(got: tuple[featurize.Large, pl.DataFrame, pl.DataFrame], expected: featurize.Features) -> None:
+    made, table, account_days = got
+    assert table.select(featurize.IDENTITY).equals(expected.table.select(featurize.IDENTITY))
+    assert table.schema == expected.table.schema
+    assert [name for name in table.columns if not table[name].equals(expected.table[name])] == []
+    assert account_days.equals(expected.account_days)
+    assert made.fitted == expected.fitted
+    assert made.dictionary == expected.dictionary
+
+
+TABLES = world(600, seed=5, days=60)
+
+
+@pytest.fixture(scope="module")
+def local() -> featurize.Features:
+    rows, labelled, of = TABLES
+    return featurize.featurize(rows, of, labelled, stage(**SETTINGS), calendar())
+
+
+@pytest.mark.parametrize(("part_rows", "row_group_rows"), [(1, 100), (150, 37), (250, 250), (10_000, 1000)])
+def test_a_table_in_files_has_the_same_features(
+    part_rows: int, row_group_rows: int, local: featurize.Features, tmp_path: Path
+) -> None:
+    how = EngineParams(name="bucketed", part_rows=part_rows, row_group_rows=row_group_rows, bucket_rows=64)
+    assert_same_features(in_files(TABLES, tmp_path, how), local)
+
+
+def test_an_empty_table_in_files_gives_empty_files(tmp_path: Path) -> None:
+    rows, labelled, of = TABLES
+    empty = (rows.clear(), labelled.clear(), of)
+    expected = featurize.featurize(empty[0], of, empty[1], stage(**SETTINGS), calendar())
+    assert_same_features(in_files(empty, tmp_path, EngineParams(name="bucketed")), expected)
 
 
 def test_an_empty_table_gives_empty_columns() -> None:

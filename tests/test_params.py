@@ -24,7 +24,12 @@ HANDBOOK = {
 def test_every_section_of_params_yaml_loads() -> None:
     content = params.raw(ROOT / "params.yaml")
     params.check_all(content, where="params.yaml")
-    assert set(params.SECTIONS) <= set(content)
+    assert set(params.SECTIONS) - set(params.DEFAULT_SECTIONS) <= set(content)
+
+
+def test_the_engine_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("{}\n")
+    assert params.load(params.EngineParams, tmp_path / "params.yaml").name == "local"
 
 
 def test_handbook_calendar_is_the_published_protocol() -> None:

@@ -391,6 +391,7 @@ SECTIONS: dict[str, type] = {
     "ingest": IngestParams,
     "validate": ValidateParams,
     "featurize": FeaturizeParams,
+    "engine": EngineParams,
     "split": SplitParams,
     "tune": TuneParams,
     "train": TrainParams,
@@ -404,6 +405,7 @@ SECTIONS: dict[str, type] = {
     "audit": AuditParams,
 }
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
+DEFAULT_SECTIONS = ("engine",)  # may be left out: every value has a default, and no result depends on it
 FREE_SECTIONS = ("model",)  # detectors check their own parameters when they are built
 
 
@@ -419,7 +421,11 @@ def load(section: type[T], source: Path | None = None) -> T:
     """
     name = next(key for key, value in SECTIONS.items() if value is section)
     path = source or paths.params_file()
-    return build(section, raw(path).get(name), where=f"{path.name}:{name}")
+    return build(section, raw(path).get(name, _default(name)), where=f"{path.name}:{name}")
+
+
+def _default(name: str) -> dict[str, Any] | None:
+    return {} if name in DEFAULT_SECTIONS else None
 
 
 def model(detector: str, source: Path | None = None) -> dict[str, Any]:
@@ -478,7 +484,7 @@ def check_all(content: Mapping[str, Any], where: str) -> None:
                 fix=nearest(name, [*SECTIONS, *FREE_SECTIONS]),
             )
     for name, section in SECTIONS.items():
-        build(section, content.get(name), where=f"{where}:{name}")
+        build(section, content.get(name, _default(name)), where=f"{where}:{name}")
     known = content.get("model") or {}
     for detector in content["train"]["detectors"]:
         if detector not in known:

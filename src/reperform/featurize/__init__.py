@@ -1,15 +1,17 @@
 """Compute the KPIs as known at each moment: from what had happened, was known and confirmed by then, nothing later."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from reperform import params, schemas, tables
+from reperform import params, paths, schemas, tables
 from reperform.errors import ReperformError, nearest
-from reperform.featurize import days, dictionary, engine
+from reperform.featurize import days, dictionary, engine, outofcore
 from reperform.featurize.engine import selected
 from reperform.featurize.filings import filing_bridge, filing_tables
 from reperform.featurize.kpis import KPIS
@@ -35,6 +37,19 @@ class Features:
     dictionary: list[dict[str, Any]]
     fitted: dict[str, dict[str, Any]]
     account_days: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Large:
+    """What the stage makes of transactions that do not fit into memory: `features` and `account_days` are in files.
+
+    Args:
+        dictionary: one entry per KPI column, in their order.
+        fitted: parameters per KPI, learned before `split.fit_end`.
+    """
+
+    dictionary: list[dict[str, Any]]
+    fitted: dict[str, dict[str, Any]]
 
 
 def fit(ledger: Ledger, stage: FeaturizeParams, fit_end: datetime) -> dict[str, dict[str, Any]]:
@@ -106,23 +121,84 @@ def featurize(
     ledger = ledger_of(transactions, accounts, labels, stage, split)
     learned = dict(fitted) if fitted is not None else fit(ledger, stage, split.fit_end)
     table = compute(ledger, stage, learned, how)
-    return Features(table, describe(table, ledger, stage), learned, days.account_days(ledger, ledger.days))
+    absent = _absent(transactions.lazy(), accounts.lazy(), labels.lazy())
+    described = describe(table.__getitem__, absent, stage)
+    return Features(table, described, learned, days.account_days(ledger, ledger.days))
 
 
-def describe(table: pl.DataFrame, ledger: Ledger, stage: FeaturizeParams) -> list[dict[str, Any]]:
-    """The dictionary of a feature table."""
-    absent = _absent(ledger.transactions, ledger.accounts, ledger.labels)
+def describe(
+    column: Callable[[str], pl.Series], absent: frozenset[str], stage: FeaturizeParams
+) -> list[dict[str, Any]]:
+    """The dictionary of a feature table.
+
+    Args:
+        column: gives a column of the table by its name.
+        absent: canonical columns that the source gives for no row.
+        stage: KPIs and settings.
+    """
     return [
-        dictionary.entry(kpi, column, table[column.name], absent)
+        dictionary.entry(kpi, each, column(each.name), absent)
         for kpi in selected(stage.kpis)
-        for column in kpi.columns(kpi.settings_of(stage.settings))
+        for each in kpi.columns(kpi.settings_of(stage.settings))
     ]
 
 
-def _absent(*frames: pl.DataFrame) -> frozenset[str]:
+def _absent(*frames: pl.LazyFrame) -> frozenset[str]:
     """Canonical columns that no row of any table fills."""
-    filled = {name for frame in frames for name in frame.columns if frame[name].null_count() < frame.height}
-    return frozenset(name for frame in frames for name in frame.columns if name not in filled)
+    given = [
+        frame.select(pl.all().is_not_null().any()).collect(engine="streaming").row(0, named=True) for frame in frames
+    ]
+    filled = {name for row in given for name, holds in row.items() if holds}
+    return frozenset(name for row in given for name in row if name not in filled)
+
+
+def featurize_files(
+    transactions: pl.LazyFrame,
+    accounts: pl.DataFrame,
+    labels: pl.DataFrame,
+    stage: FeaturizeParams,
+    split: SplitParams,
+    *,
+    how: EngineParams,
+    target: Path,
+    scratch: Path,
+    fitted: Mapping[str, dict[str, Any]] | None = None,
+) -> Large:
+    """All KPIs of transactions that are read piece by piece, in bounded memory: `featurize` to the last bit.
+
+    Args:
+        transactions: as `schemas.TRANSACTIONS`, in order of (booked_at, transaction_id).
+        accounts: as `schemas.ACCOUNTS`.
+        labels: as `schemas.LABELS`.
+        stage: KPIs and settings.
+        split: the calendar; parameters are learned before its `fit_end`.
+        how: whether buckets are computed here or by Spark, and their size.
+        target: folder of `features.parquet` and `account_days.parquet`.
+        scratch: folder for files in between; what is in it is lost.
+        fitted: parameters learned earlier, to be used instead of learning them anew.
+    """
+    check_settings(stage)
+    source = outofcore.source_of(
+        transactions, ledger_of(transactions.head(0).collect(), accounts, labels, stage, split)
+    )
+    learned = dict(fitted) if fitted is not None else outofcore.fit(source, selected(stage.kpis), stage, split.fit_end)
+    todo, run_on = engine.tasks(selected(stage.kpis), stage, learned), outofcore.run
+    if how.name == "spark":
+        from reperform.featurize import spark  # noqa: PLC0415  # pyspark is optional
+
+        run_on = spark.run
+    daily = target / "account_days.parquet"
+    with tables.replacing(daily) as partial, tables.appending(partial, days.ACCOUNT_DAYS) as append:
+        store = run_on(source, todo, how, scratch, lambda part: append(days.account_days(part, part.days)))
+    names = [column.name for task in todo for column in task.columns]
+    schema = {**{name: source.about.transactions.schema[name] for name in IDENTITY}, **dict.fromkeys(names, pl.Float64)}
+    with tables.replacing(target / "features.parquet") as partial, tables.appending(partial, schema) as append:
+        for rows in outofcore.in_order(source, store, IDENTITY, names):
+            append(rows)
+    shutil.rmtree(scratch, ignore_errors=True)
+    absent = _absent(transactions, accounts.lazy(), labels.lazy())
+    file = pl.scan_parquet(target / "features.parquet")
+    return Large(describe(lambda name: file.select(name).collect()[name], absent, stage), learned)
 
 
 def _filings(transactions: pl.DataFrame, stage: FeaturizeParams) -> dict[str, pl.DataFrame]:
@@ -137,17 +213,27 @@ def _filings(transactions: pl.DataFrame, stage: FeaturizeParams) -> dict[str, pl
     return {"filing_kpis": kpis, "filing_checks": rules, "filing_bridge": explained}
 
 
-def run(stage: FeaturizeParams) -> Features:
+def run(stage: FeaturizeParams) -> Features | Large:
     """Compute the KPIs of the validated tables and save them."""
-    split = params.load(SplitParams)
-    transactions = schemas.checked(tables.read_table("validate", "transactions"), schemas.TRANSACTIONS)
+    split, how = params.load(SplitParams), params.load(EngineParams)
     accounts = schemas.checked(tables.read_table("validate", "accounts"), schemas.ACCOUNTS)
     labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
-    features = featurize(transactions, accounts, labels, stage, split)
-    tables.write_table(features.table, "featurize", "features")
-    tables.write_table(features.account_days, "featurize", "account_days")
+    made: Features | Large
+    if how.name == "local":
+        transactions = schemas.checked(tables.read_table("validate", "transactions"), schemas.TRANSACTIONS)
+        made = featurize(transactions, accounts, labels, stage, split, how=how)
+        tables.write_table(made.table, "featurize", "features")
+        tables.write_table(made.account_days, "featurize", "account_days")
+    else:
+        rows = tables.scan_table("validate", "transactions")
+        made = featurize_files(
+            rows, accounts, labels, stage, split,
+            how=how, target=paths.data("featurize"), scratch=paths.project_root() / ".cache" / "featurize",
+        )  # fmt: skip
+        # Only the ledger-to-filing bridge reads whole transactions.
+        transactions = rows.collect() if tables.read_table("validate", "filings").height else rows.head(0).collect()
     for name, table in _filings(transactions, stage).items():
         tables.write_table(table, "featurize", name)
-    tables.write_json(features.dictionary, "featurize", "dictionary")
-    tables.write_json(features.fitted, "featurize", "fitted")
-    return features
+    tables.write_json(made.dictionary, "featurize", "dictionary")
+    tables.write_json(made.fitted, "featurize", "fitted")
+    return made

@@ -1,6 +1,7 @@
 """Accounts day by day, by their own clock: what each day held, and what was known of it at the start of a later day."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,11 @@ from reperform.featurize.ledger import Ledger, codes
 from reperform.featurize.windows import DAY_US
 
 NEVER = 1 << 40  # a day after all days
+
+ACCOUNT_DAYS: dict[str, Any] = {
+    "account_id": pl.String, "day": pl.Date, "n_transactions": pl.Int64, "n_in": pl.Int64, "n_out": pl.Int64,
+    "amount_in": pl.Float64, "amount_out": pl.Float64, "balance_end": pl.Float64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

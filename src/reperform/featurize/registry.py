@@ -1,7 +1,7 @@
 """What a KPI is: declared once, and from here come column order, dictionary and tests."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from reperform import params
@@ -31,6 +31,10 @@ class Column:
     window: str = ""
     is_model_input: bool = True
     null_rule: str = ""
+
+
+def _learns_nothing(_ledger: Ledger, _end_us: int, _settings: Any) -> dict[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,14 @@ class Kpi:
     settings: type
     columns: Callable[[Any], tuple[Column, ...]]
     compute: Callable[[Ledger, dict[str, Any], Any, Mapping[str, F64]], Values]
-    fit: Callable[[Ledger, int, Any], dict[str, Any]] = field(default=lambda _ledger, _end_us, _settings: {})
+    fit: Callable[[Ledger, int, Any], dict[str, Any]] = _learns_nothing
     needs: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     settings_key: str = ""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters that are learned."""
+        return self.fit is not _learns_nothing
 
     def needs_of(self, settings: Any) -> tuple[str, ...]:
         """Columns of earlier KPIs that it reads."""

@@ -1,0 +1,264 @@
+"""KPIs of a table that does not fit into memory: cut into files of whole keys, computed one by one, put back in order.
+
+Everything lies below one folder. `keys/` holds input rows by bucket, `values/` what was computed of them: a file per
+phase and bucket, with one record batch for each range of the table's rows, so that a range can be read from all files.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from pyarrow import ipc
+
+from reperform.featurize import engine
+from reperform.featurize.engine import Phase, Task
+from reperform.featurize.kernels import F64, I64, put
+from reperform.featurize.ledger import Ledger, day_span
+from reperform.featurize.registry import Kpi, Values
+from reperform.params import EngineParams, FeaturizeParams
+
+ROW, BUCKET = "__row", "__bucket"
+LZ4 = ipc.IpcWriteOptions(compression="lz4")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Transactions that are read piece by piece, and what is known of their accounts and labels.
+
+    Args:
+        transactions: as `schemas.TRANSACTIONS`, in order.
+        rows: their number.
+        about: a ledger without rows that holds accounts, labels and the span of days.
+    """
+
+    transactions: pl.LazyFrame
+    rows: int
+    about: Ledger
+
+    def read(self, columns: Sequence[str], start: int = 0, rows: int | None = None) -> pl.DataFrame:
+        """Some columns of consecutive rows."""
+        return self.transactions.select(columns).slice(start, rows).collect()
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of columns of transactions."""
+        return self.about.transactions.columns
+
+
+@dataclass(frozen=True)
+class Store:
+    """What was computed, in files, by ranges of the table's rows.
+
+    Args:
+        folder: where the files are; nothing else may be there.
+        rows: of the table.
+        range_rows: rows of a range.
+    """
+
+    folder: Path
+    rows: int
+    range_rows: int
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """First row and row after the last of each range."""
+        return [(at, min(at + self.range_rows, self.rows)) for at in range(0, self.rows, self.range_rows)]
+
+    def write(self, name: str, rows: I64, values: Mapping[str, F64]) -> None:
+        """Write columns of some rows, which are given in order."""
+        schema = pa.schema([(ROW, pa.int64()), *((column, pa.float64()) for column in values)])
+        arrays = [rows, *values.values()]
+        edges = np.searchsorted(rows, [*(start for start, _ in self.ranges), self.rows])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ipc.new_file(self.folder / f"{name}.arrow", schema, options=LZ4) as file:
+            for first, last in pairwise(edges):
+                batch = [pa.array(array[first:last]) for array in arrays]
+                file.write_batch(pa.RecordBatch.from_arrays(batch, schema=schema))
+
+    def read(self, number: int, names: Sequence[str]) -> Values:
+        """Columns of one range, in the table's order."""
+        start, end = self.ranges[number]
+        out = {name: np.empty(end - start) for name in names}
+        for path in sorted(self.folder.glob("*.arrow")):
+            with pa.memory_map(str(path)) as source:
+                file = ipc.open_file(source)
+                held = [name for name in file.schema.names if name in out]
+                batch = file.get_batch(number) if held else None
+                if batch is not None and batch.num_rows:
+                    rows = batch.column(ROW).to_numpy() - start
+                    for name in held:
+                        put(batch.column(name).to_numpy(), rows, out[name])
+        return out
+
+    def whole(self, names: Sequence[str]) -> Values:
+        """Columns of the whole table."""
+        parts = [self.read(number, names) for number in range(len(self.ranges))]
+        return {name: np.concatenate([np.empty(0), *(part[name] for part in parts)]) for name in names}
+
+
+def source_of(transactions: pl.LazyFrame, about: Ledger) -> Source:
+    """A table, with the span of its days.
+
+    Args:
+        transactions: as `schemas.TRANSACTIONS`, in order.
+        about: a ledger without rows, with accounts and labels.
+    """
+    rows = transactions.select(pl.len()).collect().item()
+    return Source(
+        transactions, rows, replace(about, span=day_span(transactions, about.accounts, about.default_timezone))
+    )
+
+
+def fit(source: Source, kpis: Sequence[Kpi], stage: FeaturizeParams, fit_end: datetime) -> dict[str, dict[str, Any]]:
+    """Parameters of KPIs, each learned from the columns that it reads of rows before a moment."""
+    end_us, before = int(fit_end.timestamp()) * 1_000_000, pl.col("booked_at") < fit_end
+    out: dict[str, dict[str, Any]] = {}
+    for kpi in kpis:
+        ledger = source.about
+        if kpi.learns:
+            columns = [name for name in source.columns if name in {*engine.ALWAYS_READ, *kpi.inputs}]
+            ledger = replace(ledger, transactions=source.transactions.select(columns).filter(before).collect())
+        out[kpi.name] = kpi.fit(ledger, end_us, kpi.settings_of(stage.settings))
+    return out
+
+
+def run(
+    source: Source,
+    todo: Sequence[Task],
+    how: EngineParams,
+    folder: Path,
+    also: Callable[[Ledger], None] | None = None,
+) -> Store:
+    """Every column of every task.
+
+    Args:
+        source: the table.
+        todo: KPIs.
+        how: rows of a file, and of the buckets in it.
+        folder: for files; what is in it is lost.
+        also: called once with each bucket of accounts, in order of their names; one without records is in one, too.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    store = Store(folder / "values", source.rows, how.row_group_rows)
+    plan = engine.phases(todo)
+    if not any(phase.key == "account" for phase in plan):
+        plan.append(Phase("account", ()))
+    first = next(phase for phase in plan if phase.key == "account")
+    for phase in plan:
+        if phase.key == "entity":
+            _whole_phase(source, phase, store)
+            continue
+        key, extra = f"{phase.key}_id", (also if phase is first else None) or _nothing
+        columns = source.columns if phase is first else phase.inputs_of(source.columns)
+        buckets = key_buckets(source, key, how.part_rows)
+        cut = Cut(source, key, tuple(columns), tuple(phase.needs), buckets, folder / "keys")
+        _keyed_phase(phase, cut, store, how, extra)
+    return store
+
+
+def _nothing(_ledger: Ledger) -> None:
+    pass
+
+
+def _whole_phase(source: Source, phase: Phase, store: Store) -> None:
+    ledger = replace(source.about, transactions=source.read(phase.inputs_of(source.columns)))
+    values = engine.values_of(ledger, phase, store.whole(phase.needs))
+    store.write(phase.tasks[0].kpi.name, np.arange(source.rows), values)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A table in files of whole keys.
+
+    Args:
+        source: the table.
+        key: column.
+        columns: of the table, that the files hold.
+        needs: computed columns that stand beside them.
+        bucket_of: key, and number of its file.
+        folder: of the files.
+    """
+
+    source: Source
+    key: str
+    columns: tuple[str, ...]
+    needs: tuple[str, ...]
+    bucket_of: pl.DataFrame
+    folder: Path
+
+    @property
+    def buckets(self) -> range:
+        """Numbers of buckets."""
+        return range(int(self.bucket_of[BUCKET].max() or 0) + 1)  # type: ignore[arg-type]  # whole numbers
+
+    def write(self, store: Store) -> None:
+        """Write every row to its bucket; rows without a key to any."""
+        for number, (start, end) in enumerate(store.ranges):
+            rows = self.source.read(self.columns, start, end - start).with_columns(
+                pl.int_range(start, end).alias(ROW),
+                *(pl.Series(name, values) for name, values in store.read(number, self.needs).items()),
+            )
+            rows = rows.join(self.bucket_of, on=self.key, how="left", maintain_order="left")
+            rows = rows.with_columns(pl.col(BUCKET).fill_null(number % len(self.buckets)))
+            for (bucket,), part in rows.partition_by(BUCKET, as_dict=True, include_key=False).items():
+                (self.folder / f"{bucket}").mkdir(parents=True, exist_ok=True)
+                part.write_ipc(self.folder / f"{bucket}" / f"{number:06d}.arrow", compression="lz4")
+
+    def read(self, bucket: int) -> pl.DataFrame:
+        """Rows of a bucket, in order; none where it holds accounts without records."""
+        files = sorted((self.folder / f"{bucket}").glob("*.arrow"))
+        if files:
+            return pl.concat([pl.read_ipc(file) for file in files])
+        empty = self.source.about.transactions.select(self.columns)
+        return empty.with_columns(pl.lit(0, pl.Int64).alias(ROW), *(pl.lit(0.0).alias(need) for need in self.needs))
+
+    def ledger(self, rows: pl.DataFrame, bucket: int) -> Ledger:
+        """Rows of a bucket as a ledger; one of accounts has those without records, too."""
+        held = self.source.about.holding(rows.select(self.columns))
+        if self.key != "account_id":
+            return held
+        mine = self.bucket_of.filter(pl.col(BUCKET) == bucket)
+        return replace(
+            held, accounts=self.source.about.accounts.join(mine, on=self.key, how="semi", maintain_order="left")
+        )
+
+
+def _keyed_phase(phase: Phase, cut: Cut, store: Store, how: EngineParams, also: Callable[[Ledger], None]) -> None:
+    cut.write(store)
+    for bucket in cut.buckets:
+        rows = cut.read(bucket)
+        ledger = cut.ledger(rows, bucket)
+        also(ledger)
+        if phase.tasks and len(ledger):
+            values = engine.run_phase(ledger, phase, {need: rows[need].to_numpy() for need in phase.needs}, how)
+            store.write(f"{phase.tasks[0].kpi.name}-{bucket:05d}", rows[ROW].to_numpy(), values)
+    shutil.rmtree(cut.folder, ignore_errors=True)
+
+
+def key_buckets(source: Source, key: str, part_rows: int) -> pl.DataFrame:
+    """Keys in buckets of consecutive names with about equally many rows.
+
+    Returns:
+        The key, and its bucket.
+    """
+    counts = source.transactions.group_by(key).len().drop_nulls(key).collect(engine="streaming")
+    if key == "account_id":
+        unseen = source.about.accounts.select(key).join(counts, on=key, how="anti")
+        counts = pl.concat([counts, unseen.with_columns(len=pl.lit(0, counts.schema["len"]))])
+    before = pl.col("len").cum_sum() - pl.col("len")
+    return counts.sort(key).select(key, (before // part_rows).cast(pl.Int64).alias(BUCKET))
+
+
+def in_order(source: Source, store: Store, identity: Sequence[str], names: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """The feature table, range by range: identity columns and computed ones; NaN becomes null."""
+    for number, (start, end) in enumerate(store.ranges):
+        values = store.read(number, names)
+        columns = [pl.Series(name, values[name], dtype=pl.Float64, nan_to_null=True) for name in names]
+        yield source.read(identity, start, end - start).with_columns(columns)
