@@ -64,6 +64,24 @@ def add_commands(sub: Any) -> None:
     one.set_defaults(call=_certify)
     one = sub.add_parser("summary", help="say what the last run found, and open its report")
     one.set_defaults(call=_summary)
+    _add_sources(sub.add_parser("sources", help="describe data of your own: draft a map of a file, and try it"))
+
+
+def _add_sources(parser: Any) -> None:
+    sub = parser.add_subparsers(dest="action", required=True, metavar="action", title="actions")
+    one = sub.add_parser("list", help="show the maps in conf/ingest/, and whether their files are there")
+    one.set_defaults(call=_sources)
+    one = sub.add_parser("suggest", help="draft a map from the beginning of a file, saying for each column why")
+    one.add_argument("file", help="delimited text, Parquet, Excel or ISO 20022; plain, gzip, zip or zstd")
+    one.add_argument("--write", help="write it to conf/ingest/NAME.yaml instead of the terminal")
+    one.add_argument("--force", action="store_true", help="replace a file that is there")
+    one.set_defaults(call=_sources)
+    one = sub.add_parser("check", help="show the first rows that a map gives, and what would be quarantined")
+    one.add_argument("name", help="a map: NAME stands for conf/ingest/NAME.yaml")
+    one.add_argument("--file", help="try it with this file instead of its own")
+    one.add_argument("--source", action="append", default=[], help="try this source alone; may be repeated")
+    one.add_argument("--rows", type=int, default=1_000, help="records to read of each file (default: 1000)")
+    one.set_defaults(call=_sources)
 
 
 def _psql(arguments: argparse.Namespace) -> int:
@@ -91,6 +109,16 @@ def _summary(_: argparse.Namespace) -> int:
     print("\n".join(summary.lines(root)))
     summary.open_report(root)
     return 0
+
+
+def _sources(arguments: argparse.Namespace) -> int:
+    from reperform.sources import cli  # noqa: PLC0415  # pulls in ingest and validate
+
+    if arguments.action == "suggest":
+        return cli.suggest(arguments.file, arguments.write, force=arguments.force)
+    if arguments.action == "check":
+        return cli.check(arguments.name, arguments.file, arguments.source, arguments.rows)
+    return cli.listing()
 
 
 def _compose(arguments: argparse.Namespace) -> int:
