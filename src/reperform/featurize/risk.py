@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import field
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,42 @@ from reperform.featurize.windows import DAY_US, FOREVER_US, History, length_us, 
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Listed:
+    """A counterparty on a list, such as of sanctions or of politically exposed persons, and when that was known.
+
+    A listing counts from the day on which it was in force and published; an end counts once it is published, too.
+
+    Args:
+        party: counterparty, as transactions name it.
+        effective_from: first day.
+        citation: the list and its version.
+        effective_to: last day, if it has ended.
+        published: day on which the listing was published; the first day, if not given.
+        end_published: day on which its end was published; the day after the last, if not given.
+    """
+
+    party: str
+    effective_from: date
+    citation: str
+    effective_to: date | None = None
+    published: date | None = None
+    end_published: date | None = None
+
+    @property
+    def begin(self) -> date:
+        """First day on which the listing was in force and known."""
+        return max(self.effective_from, self.published or self.effective_from)
+
+    @property
+    def end(self) -> date | None:
+        """First day on which it was over and known to be; None while it lasts."""
+        if self.effective_to is None:
+            return None
+        after = self.effective_to + timedelta(days=1)
+        return max(after, self.end_published or after)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Settings:
     """Windows and prior of KPI 7.
 
@@ -24,12 +61,14 @@ class Settings:
         confirmed_windows: lengths over which confirmations are counted, by the time at which they arrived.
         prior_weight: weight of the training rate, in resolved transactions.
         interval: probability that the interval holds.
+        lists: counterparties on lists, each with the days on which the listing was in force and known.
     """
 
     windows: list[str] = field(default_factory=lambda: ["30d", "180d"])
     confirmed_windows: list[str] = field(default_factory=lambda: ["24h", "7d", "14d", "30d"])
     prior_weight: float = 20.0
     interval: float = 0.9
+    lists: list[Listed] = field(default_factory=list)
 
 
 def columns_of(who: Key) -> Callable[[Settings], tuple[Column, ...]]:
@@ -96,6 +135,15 @@ def columns_of(who: Key) -> Callable[[Settings], tuple[Column, ...]]:
                 null_rule=never,
             ),
         ]
+        if who == "counterparty":
+            out.append(
+                Column(
+                    "counterparty_listed",
+                    "1 if the counterparty stood on a list on the day of the row, as published by then",
+                    "0 or 1",
+                    null_rule="the row names no counterparty, or no list is given in featurize.settings.risk.lists",
+                )
+            )
         return tuple(out)
 
     return columns
@@ -136,9 +184,26 @@ def compute_of(who: Key) -> Callable[[Ledger, dict[str, Any], Any, Mapping[str, 
         named = history.codes >= 0
         scores = _scores(ledger, history, who, fitted["rate"], settings)
         recent = _recent(ledger, history, who, settings)
-        return {name: np.where(named, values, np.nan) for name, values in {**scores, **recent}.items()}
+        lists = {"counterparty_listed": _listed(ledger, settings.lists)} if who == "counterparty" else {}
+        return {name: np.where(named, values, np.nan) for name, values in {**scores, **recent, **lists}.items()}
 
     return compute
+
+
+def _listed(ledger: Ledger, lists: list[Listed]) -> F64:
+    """1 where the counterparty stood on a list, as the list was known on that day."""
+    out = np.full(len(ledger), 0.0 if lists else np.nan)
+    for entry in lists:
+        stands = (ledger.transactions["counterparty_id"] == entry.party).fill_null(value=False).to_numpy()
+        stands &= ledger.time >= _day_us(entry.begin)
+        if entry.end:
+            stands &= ledger.time < _day_us(entry.end)
+        out[stands] = 1.0
+    return out
+
+
+def _day_us(day: date) -> int:
+    return int(datetime.combine(day, time(), tzinfo=UTC).timestamp()) * 1_000_000
 
 
 def _scores(ledger: Ledger, history: History, who: str, rate: float | None, settings: Settings) -> Values:
