@@ -101,6 +101,7 @@ class Guarded:
         self.skipped_lines = 0  # lines of the file that the parser has not seen
         self.is_moving = False  # something was read since the last piece
         self._quiet_bytes = 0
+        self._earlier = b""  # the last bytes before a piece
         self.text_chars = 0  # of the element that is being read
 
     def line(self) -> int:
@@ -119,6 +120,7 @@ class Guarded:
             self.parser.Parse(piece, final)
         except expat.ExpatError as error:
             raise self._malformed(error, piece) from error
+        self._earlier = piece[-3:] if len(piece) >= 3 else (self._earlier + piece)[-3:]  # noqa: PLR2004  # a character has four bytes
         self._quiet_bytes = 0 if self.is_moving else self._quiet_bytes + len(piece)
         if self._quiet_bytes > MOST_TOKEN_BYTES:
             self.refuse("file_tag_too_long", "a tag or comment never ends.", f"at most {MOST_TOKEN_BYTES:,} bytes")
@@ -154,12 +156,21 @@ class Guarded:
 
     def _malformed(self, error: expat.ExpatError, piece: bytes) -> UnreadableFileError:
         if error.code == _INVALID_TOKEN:
-            try:
-                codecs.getincrementaldecoder("utf-8")("strict").decode(piece)
-            except UnicodeDecodeError as wrong:
-                return wrong_encoding(self.where, "UTF-8", str(wrong))
+            # A piece may begin and end inside of a character.
+            wrong = [_undecodable(self._earlier[len(self._earlier) - n :] + piece) for n in range(4)]
+            if None not in wrong:
+                return wrong_encoding(self.where, "UTF-8", str(wrong[0]))
         return UnreadableFileError(
             self.where, "file_malformed", "the XML is malformed or cut off.",
             expected="well-formed XML to its last line", got=expat.ErrorString(error.code) or str(error),
             place=f"line {error.lineno + self.skipped_lines}", fix="ask the sender for the file again",
         )  # fmt: skip
+
+
+def _undecodable(content: bytes) -> str | None:
+    """Why bytes are no UTF-8; an unfinished last character is none of it."""
+    try:
+        codecs.getincrementaldecoder("utf-8")("strict").decode(content)
+    except UnicodeDecodeError as error:
+        return str(error)
+    return None
