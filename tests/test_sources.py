@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -707,3 +708,60 @@ def test_shown_values_are_short_and_printable() -> None:
     assert terminal.shown("\x1b[31mred\n") == "\\x1b[31mred\\n"
     assert len(terminal.shown("x" * 1_000)) == terminal.MOST_SHOWN
     assert terminal.shown("\udcff") == "\\udcff"
+
+
+# --- the how-to ---
+
+HOW_TO = (ROOT / "docs" / "how-to" / "add-a-source.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of the document in one language; commands have none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", HOW_TO, flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
+
+
+def commands() -> list[list[str]]:
+    """The project's own commands in the document, in its order."""
+    lines = [line for text in blocks("") for line in text.split("\n")]
+    return [line.split()[3:] for line in lines if line.startswith("python -m reperform ")]
+
+
+def test_the_how_to_leads_from_an_unknown_file_to_clean_rows(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suggest, check, compose = commands()
+    file = project / suggest[2]
+    deliver(file.parent, {file.name: blocks("csv")[0]})
+    assert main(suggest) == 0
+    asked = capsys.readouterr().out
+    assert main(check) == 1
+    assert "still asks something" in capsys.readouterr().err
+    target = project / suggest[-1]
+    answers = [line.split(" -> ") for line in blocks("answers")[0].strip().split("\n")]
+    assert {line.split(": ", 1)[1].strip() for line in asked.split("\n") if "TODO" in line} >= {"base_currency: TODO"}
+    text = target.read_text(encoding="utf-8")
+    for question, answer in answers:
+        assert question in text
+        text = text.replace(question, question.replace("TODO", answer))
+    target.write_text(text, encoding="utf-8")
+    assert main(check) == 0
+    assert "bad_time" in capsys.readouterr().out
+    shutil.copy(project / "conf" / "split" / "handbook.yaml", project / "conf" / "split" / "mine.yaml")
+    assert main(compose) == 0
+    assert main(["ingest"]) == 0
+    rows = tables.read_table("ingest", "transactions")
+    assert rows.select("transaction_id", "direction", "amount").rows()[:3] == [
+        ("8001", "out", 12.5), ("8002", "in", 2100.0), ("8003", "out", 1980.0)
+    ]  # fmt: skip
+    assert rows["booked_at"][0] == datetime(2024, 1, 14, 7, 30, tzinfo=UTC)
+    assert rows["counterparty_id"][0] == "Bäckerei"
+    assert tables.read_table("ingest", "labels")["confirmed_at"].to_list() == [datetime(2024, 1, 23, 1, 14, tzinfo=UTC)]
+    assert tables.read_table("ingest", "quarantine")["value"].to_list() == ["31.02.2024 18:40:00"]
+
+
+@pytest.mark.parametrize("source", re.findall(r"\| `([^`]*\{[^`]*)`", HOW_TO))
+def test_what_the_how_to_writes_in_yaml_is_understood(source: str) -> None:
+    ((key, value),) = yaml.safe_load(source.replace(", …", "")).items()
+    base = table_source()
+    changed = {**base, key: value} if key in ("times", "format", "amounts", "only_when") else {
+        **base, "columns": {**base["columns"], key: value}}  # fmt: skip
+    ingest.check_source("s", changed)

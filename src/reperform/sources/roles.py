@@ -72,7 +72,7 @@ CALLED: dict[str, tuple[str, ...]] = {
         r"lon|long|lng|longitude|lange|laenge|langengrad",
     ),
     "label": (
-        r"is_fraud|is_laundering|is_anomaly|fraud|fraud_bool|tx_fraud|class|label|target|laundering|sar|suspicious",
+        r"is_fraud|is_laundering|is_anomaly|fraud|fraud_bool|tx_fraud|class|label|target|laundering|sar|suspicious|betrug|fraude",
     ),
     "typology": (r".*(?:scenario|typology)|(?:laundering|fraud|anomaly|aml)_type|typologie",),
 }
