@@ -10,7 +10,7 @@ from typing import Any, Literal
 import polars as pl
 from pydantic.dataclasses import dataclass
 
-from reperform import params, schemas
+from reperform import params, paths, schemas
 from reperform.ingest import statement_checks as checks
 from reperform.ingest import xsd
 from reperform.ingest.camt_stream import PLACES, Statement, stream
@@ -61,7 +61,8 @@ class Iso20022Source:
         gives_accounts: the statements' accounts are the source's accounts; for institutions without an account file.
         namespaces: further namespaces whose documents have this structure, such as national variants.
         schema: the official schema of the messages, or a folder of them named like camt.053.001.08.xsd. Files are
-            validated where it is given; violations are told, and the file is read all the same.
+            validated where it is given; violations are told, and the file is read all the same. A relative path
+            begins at the project.
     """
 
     kind: Literal["iso20022"]
@@ -197,7 +198,9 @@ class _Reading:
             self.ledger.forget(first)
             raise
         if self.spec.schema is not None:
-            self._violations += xsd.violations(path, where, self.spec.schema, self.ledger.statements[first:])
+            schema = Path(self.spec.schema)
+            schema = schema if schema.is_absolute() else paths.project_root() / schema
+            self._violations += xsd.violations(path, where, schema, self.ledger.statements[first].definition)
         n_rows = sum(piece.rows.height + piece.refused.height for piece in pieces) + sum(one.height for one in waiting)
         self._keep_file(pieces, waiting)
         return n_rows, None

@@ -3,21 +3,22 @@
 The schemas are ISO's and are not shipped: download them from https://www.iso20022.org (catalogue of messages).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lxml import etree
 
 from reperform.errors import ReperformError
-from reperform.ingest.camt_stream import Statement
 from reperform.ingest.statement_checks import MOST_PER_CODE, SCHEMA_VIOLATED, Finding, finding
 
 MOST_WHOLE_BYTES = (
     64_000_000  # larger files are validated as a stream, where lines and paths are those of their entries
 )
 _SAFE = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
-_RECORDS = ("Ntry", "CdtTrfTxInf", "Bal", "GrpHdr")
+RECORDS = ("Ntry", "CdtTrfTxInf")
+_FED_BYTES = 4096
 
 
 class _NoImports(etree.Resolver):
@@ -27,14 +28,14 @@ class _NoImports(etree.Resolver):
         return self.resolve_empty(context) if "://" in (system_url or "") else None
 
 
-def violations(path: Path, where: str, schema: str, statements: Sequence[Statement]) -> list[Finding]:
+def violations(path: Path, where: str, schema: Path, definition: str) -> list[Finding]:
     """Where a file that could be read breaks the schema of its message.
 
     Args:
         path: the file.
         where: its name below the raw folder.
         schema: a schema, or a folder with one for each message, named like camt.053.001.08.xsd.
-        statements: of the file; they say which message it is.
+        definition: the message, such as camt.053.001.08.
 
     Returns:
         Findings with line and path, at most `MOST_PER_CODE` and one that says that there are more.
@@ -42,8 +43,7 @@ def violations(path: Path, where: str, schema: str, statements: Sequence[Stateme
     Raises:
         ReperformError: when there is no such schema, or it is none.
     """
-    definition = statements[0].definition
-    compiled = loaded(Path(schema), definition)
+    compiled = loaded(schema, definition)
     errors = _whole(path, compiled) if path.stat().st_size <= MOST_WHOLE_BYTES else _streamed(path, compiled)
     found: list[Finding] = []
     for line, place, message in errors:
@@ -67,6 +67,11 @@ def loaded(schema: Path, definition: str) -> Any:
             expected=f"{definition}.xsd", got="no such file", where=str(file),
             fix="download it from https://www.iso20022.org and put it there, or take `schema` out of conf/ingest/",
         )  # fmt: skip
+    return _compiled(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _compiled(file: Path, _: int) -> Any:
     parser = etree.XMLParser(**_SAFE)
     parser.resolvers.add(_NoImports())
     try:
@@ -93,9 +98,9 @@ def _whole(path: Path, schema: Any) -> Iterator[tuple[int | None, str, str]]:
 
 
 def _readable(document: Any, path: str | None) -> str:
-    """A path by names: libxml2 writes elements of a default namespace as stars."""
+    """A path by names: libxml2 writes elements of a default namespace as stars, and the Document as the root."""
     try:
-        found = document.getroottree().xpath(path) if path else []
+        found = document.xpath("." + path[2:]) if path and path.startswith("/*") else []
     except etree.XPathError:
         found = []
     if not found:
@@ -105,21 +110,35 @@ def _readable(document: Any, path: str | None) -> str:
 
 
 def _streamed(path: Path, schema: Any) -> Iterator[tuple[int | None, str, str]]:
-    """Violations by entry: the parser keeps neither lines nor paths once it forgets what it has read."""
-    tags = tuple(f"{{*}}{name}" for name in _RECORDS)
-    events = etree.iterparse(str(path), events=("end",), tag=tags, schema=schema, **_SAFE)
-    told, n, last = 0, 0, (None, "/")
+    """Violations by their lines: the parser keeps no paths once it forgets what it has read.
+
+    It keeps no lines either, so it is fed some lines at a time.
+    """
+    tags = tuple(f"{{*}}{name}" for name in RECORDS)
+    parser = etree.XMLPullParser(events=("end",), tag=tags, schema=schema, **_SAFE)
+    told, entries, line = 0, 0, 1
     try:
-        for _, element in events:
-            n += 1
-            place = (element.sourceline, f"/…/{etree.QName(element).localname} ({n})")
-            new = len(events.error_log)
-            if new > told:
-                yield from ((*place, error.message) for error in list(events.error_log)[told:])
-                told, last = new, place
-            element.clear(keep_tail=False)
-            while (earlier := element.getprevious()) is not None and earlier.tag == element.tag:
-                element.getparent().remove(earlier)
+        with path.open("rb") as stream:
+            while piece := b"".join(stream.readlines(_FED_BYTES)):
+                parser.feed(piece)
+                last = line + piece.count(b"\n")
+                log = parser.feed_error_log
+                place = f"lines {line} to {last}, near entry {entries + 1}"
+                yield from ((line, place, error.message) for error in list(log)[told:])
+                told, line = len(log), last
+                entries += _forget_read(parser)
+        parser.close()
     except etree.XMLSyntaxError:
-        # Raised at the end for a document that breaks its schema; what is well-formed was settled before.
-        yield from ((last[0], "after the last entry", error.message) for error in list(events.error_log)[told:])
+        # Raised for a document that breaks its schema; that it is well-formed was seen before.
+        yield from ((line, "at the end", error.message) for error in list(parser.feed_error_log)[told:])
+
+
+def _forget_read(parser: Any) -> int:
+    """Cut off the entries that have been read, so that the tree stays small; how many they were."""
+    n = 0
+    for _, element in parser.read_events():
+        n += 1
+        element.clear(keep_tail=False)
+        while (earlier := element.getprevious()) is not None and earlier.tag == element.tag:
+            element.getparent().remove(earlier)
+    return n
