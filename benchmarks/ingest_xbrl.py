@@ -28,7 +28,7 @@ FILES = (
     "ferc/ferc1-xbrl-2021/The_Narragansett_Electric_Company_form1_Q4_1650030119.xbrl",
 )
 MANY = "ferc/ferc60-xbrl-2022/*.xbrl"
-REPEATS = 3
+REPEATS = 4
 LIMIT = 1.3
 
 

@@ -533,15 +533,21 @@ def test_hostile_files_that_only_their_taxonomy_betrays(project: Path, shared: P
             assert answer.rule == HOSTILE[name]
 
 
+SEC_PARTS = ("_cal.xml", "_def.xml", "_lab.xml", "_pre.xml")
+
+
 @pytest.mark.slow
-def test_a_filing_whose_standard_taxonomy_is_absent_is_refused_with_its_addresses(project: Path, shared: Path) -> None:
+def test_filings_whose_standard_taxonomy_is_absent_are_refused_with_its_addresses(project: Path, shared: Path) -> None:
     cache = taxonomies.gather([], [], project / ".cache")
-    path = shared / "xbrl" / "sec" / "nflx-10k-2009" / "nflx-20091231.xml"
-    answer = xbrl.read_filing(Task(path, cache, "f", "e", date(2009, 1, 1), date(2009, 12, 31)))
-    assert isinstance(answer, Refusal)
-    assert answer.rule == "file_taxonomy_missing"
-    assert "http://" in answer.expected
-    assert "taxonomies" in answer.fix
+    paths = sorted(shared.glob("xbrl/sec/*/*.xml"))
+    instances = [path for path in paths if not path.name.endswith(SEC_PARTS)]
+    assert len(instances) == 8
+    for path in instances:
+        answer = xbrl.read_filing(Task(path, cache, "f", "e", date(2009, 1, 1), date(2009, 12, 31)))
+        assert isinstance(answer, Refusal)
+        assert answer.rule == "file_taxonomy_missing", path.name
+        assert "http" in answer.expected or answer.expected.endswith(".xsd")
+        assert "put" in answer.fix
 
 
 LISTED = re.compile(r"^\| (ferc/.*?) \| \d+ \| (\d+) \| \d+ \| \d+ \| (\d+) \| (\d+) \|$", re.MULTILINE)

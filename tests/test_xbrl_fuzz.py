@@ -213,5 +213,5 @@ def test_500_filings_through_arelle_in_one_process(tmp_path: Path) -> None:
         answers[rule] = answers.get(rule, 0) + 1
         path.unlink()
     assert sum(answers.values()) == 500
-    assert answers["read"] > 100, answers  # the mutations reach beyond the first look
+    assert answers["read"] > 50, answers  # the mutations reach beyond the first look
     assert len(answers) > 5, answers

@@ -186,6 +186,7 @@ def read_filing(task: Task) -> Filing | Refusal:
 
     A refusal is returned, not raised, so that one bad file stops no others.
     """
+    gc.disable()  # a model is full of cycles, none of which can go before it is closed; looking costs a fifth of the time
     try:
         with _opened(task) as opened, _loaded(opened) as (model, log):
             return _content(task, opened, model, log)
@@ -201,6 +202,7 @@ def read_filing(task: Task) -> Filing | Refusal:
             fix="ask the sender whether another reader loads it",
         )
     finally:
+        gc.enable()
         gc.collect()  # closed models stay in reference cycles
 
 
