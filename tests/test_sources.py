@@ -765,3 +765,14 @@ def test_what_the_how_to_writes_in_yaml_is_understood(source: str) -> None:
     changed = {**base, key: value} if key in ("times", "format", "amounts", "only_when") else {
         **base, "columns": {**base["columns"], key: value}}  # fmt: skip
     ingest.check_source("s", changed)
+
+
+@pytest.mark.parametrize(
+    "day",
+    ["31/01/2024", "2024/01/31", "20240131", "240131", "31-Jan-2024", "31.01.24", "2024-01-31", "31.01.2024 00:00"],
+)
+def test_a_drafted_format_of_days_is_read_by_ingest(day: str, project: Path) -> None:
+    text = drafted(project, f"id,account,amount,date,ccy\n1,A,-5.10,{day},EUR\n2,B,6.00,{day},EUR\n")
+    written(project, "mine", answered(text, {"time_zone": "UTC"}))
+    _, rows = ingested(trial.load("mine"))
+    assert rows["booked_at"].to_list() == [datetime(2024, 1, 31, tzinfo=UTC)] * 2

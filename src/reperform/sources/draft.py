@@ -31,7 +31,7 @@ COPIED = (
     "balance_after",
 )  # canonical columns of transactions, in the order of their contract
 SUFFIXES = {"gzip": ".gz", "zip": ".zip", "zstd": ".zst"}  # names that tell how a file is packed
-STEP_OF_NAME = {"month": "month", "day": "day", "hour": "hour", "time": "second", "second": "second"}
+STEP_OF_NAME = {name: name for name in ("second", "minute", "hour", "day", "month")}
 RECORD = "{record: true}"
 
 

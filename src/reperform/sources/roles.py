@@ -39,7 +39,7 @@ CALLED: dict[str, tuple[str, ...]] = {
     "counterparty_id": (
         r"account_2|iban_2",
         r"(?:counter|gegen|other|contra).*|peer|partner(?:_.*)?",
-        r"(?:receiver|recipient|to|dest|payee|creditor|beneficiary|empfaenger|empfanger|name_dest|beneficiaire)(?:_.*)?",
+        r"(?:receiver|recipient|to|dest|target|payee|creditor|beneficiary|empfaenger|empfanger|name_dest|beneficiaire)(?:_.*)?",
         r"merchant(?:_id|_name)?|terminal(?:_id)?|shop|haendler|handler|commerce",
     ),
     "known_at": (

@@ -45,7 +45,7 @@ _DATED = re.compile(
 )
 _NAMED_MONTH = re.compile(rf"\d{{1,2}}(?P<mark>[ -])[A-Za-z]{{3}}(?P=mark)\d{{4}}(?:(?P<gap>[T ]+){_CLOCK})?")
 _TIME_ALONE = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
-_COMPACT = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
+_COMPACT = {6: "%y%m%d", 8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
 _PAIR = re.compile(r"[+-]?\d{1,3}\.\d+\s*(?P<mark>[,;])\s*[+-]?\d{1,3}\.\d+")
 MONTHS, DAYS = 12, 31
 
@@ -261,7 +261,7 @@ def _compact(values: Sequence[str]) -> Moments | None:
     pattern = _COMPACT.get(lengths.pop()) if len(lengths) == 1 else None
     if pattern is None or not all(_is_date(v, pattern) for v in values):
         return None
-    return Moments(pattern, f"digits alone, such as {values[0]}, are dates", is_day=len(values[0]) == len("20250131"))
+    return Moments(pattern, f"digits alone, such as {values[0]}, are dates", is_day=len(values[0]) <= len("20250131"))
 
 
 def _is_date(text: str, pattern: str) -> bool:
