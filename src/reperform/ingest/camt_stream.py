@@ -5,7 +5,7 @@ header (head.001). Document type definitions are refused; entities and the netwo
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -27,7 +27,7 @@ from reperform.ingest.iso20022_plan import (
 )  # fmt: skip
 from reperform.ingest.iso20022_shapes import Shapes, texts_of, without_texts
 from reperform.ingest.source import UnreadableFileError
-from reperform.ingest.xml_guard import MOST_DEPTH, MOST_TOKEN_BYTES, Guarded, utf8_pieces
+from reperform.ingest.xml_guard import MOST_DEPTH, MOST_TEXT_CHARS, MOST_TOKEN_BYTES, Guarded, utf8_pieces
 
 ISO = "urn:iso:std:iso:20022:tech:xsd:"
 OPENING = ("OPBD", "PRCD")  # opening booked, or previously closed booked
@@ -43,7 +43,9 @@ _SCHEMA: dict[str, Any] = {name: pl.Int64 if name in PLACES else pl.String for n
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _DOCUMENT = re.compile(rb"<([A-Za-z_][\w.-]*:)?Document[\s>]")
 _END = re.compile(rb"</(?:[A-Za-z_][\w.-]*:)?([A-Za-z_][\w.-]*)>[ \t\r\n]*")
-_CONTROLS = bytes({*range(0x20), 0x26} - {0x9, 0xA, 0xD})  # what XML forbids in texts, and & of references
+_CONTROLS = bytes({*range(0x20)} - {0x9, 0xA, 0xD})  # what XML forbids in texts
+_OTHER_REFERENCE = re.compile("&(?!(?:amp|lt|gt|quot|apos);)")
+_REFERENCES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&apos;", "'"), ("&amp;", "&"))  # the ampersand last
 _CODE_OF_CURRENCY = 3
 _UNREAD = Node()
 
@@ -244,15 +246,16 @@ class _Reader(Guarded):
                 break
             entry = _plain_text(buffer[begin:end], is_plain=self._is_plain)
             fields = shapes.fields(entry) if entry is not None else None
-            if fields is not None:
+            if fields is not None and entry is not None:
                 statement.entries += 1
+                fields = tuple(_resolved(fields)) if "&" in entry else fields
                 self.rows.append((statement.number, statement.entries, 0, 1, *fields))
                 at = end
                 continue
             shape = shapes.of(without_texts("><", entry)) if entry is not None else None
             if entry is None or shape is None:
                 break
-            texts = shape.gathered(texts_of(entry))
+            texts = shape.gathered(_resolved(texts_of(entry)) if "&" in entry else texts_of(entry))
             statement.entries += 1
             if len(shape.details) <= 1:
                 shapes.remember(shape)
@@ -444,7 +447,7 @@ class _Reader(Guarded):
 
 
 def _is_plain(content: bytes) -> bool:
-    """Without references and without what XML forbids in texts: those are for the parser."""
+    """Without what XML forbids in texts."""
     return (
         len(content.translate(None, _CONTROLS)) == len(content)
         and b"\xef\xbf\xbe" not in content
@@ -454,13 +457,26 @@ def _is_plain(content: bytes) -> bool:
 
 def _plain_text(raw: bytes, *, is_plain: bool) -> str | None:
     """An entry as text, with line ends as a parser gives them; None where it takes the parser."""
-    if not is_plain and not _is_plain(raw):
+    if len(raw) > MOST_TEXT_CHARS or (not is_plain and not _is_plain(raw)):
         return None
     try:
         text = raw.decode()
     except UnicodeDecodeError:
         return None
+    if "&" in text and _OTHER_REFERENCE.search(text):
+        return None
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _resolved(fields: Iterable[str | None]) -> list[str | None]:
+    """Texts with the five references that every XML document knows."""
+    made = []
+    for text in fields:
+        if text and "&" in text:
+            for reference, character in _REFERENCES:
+                text = text.replace(reference, character)  # noqa: PLW2901  # one after the other is the point
+        made.append(text)
+    return made
 
 
 def _record_node(node: Node) -> Node:

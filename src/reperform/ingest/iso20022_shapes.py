@@ -7,7 +7,7 @@ instruction or declaration. Everything else goes through the parser, which gives
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -33,8 +33,10 @@ class Shape:
         whole: all fields, of an entry with at most one detail.
         entry: the entry's own fields.
         details: the fields of each detail.
-        pattern: matches entries of this shape, in any currency; None where fields are joined or details are several.
+        n_tags: how many tags it has.
+        pattern: matches entries of this shape, in any currency; None where details are several.
         groups: the pattern's group for each field.
+        joined: fields whose texts are joined, by their place, with their groups.
     """
 
     tail: list[str | None]
@@ -42,15 +44,30 @@ class Shape:
     whole: Pick
     entry: Pick
     details: list[Pick]
+    n_tags: int
     pattern: re.Pattern[str] | None
     groups: tuple[int, ...]
+    joined: dict[int, list[int]]
 
     def gathered(self, texts: list[str | None]) -> list[str | None]:
         """The texts of an entry with the joined ones and the tail."""
         for places in self.joins:
-            texts.append(" ".join([text for place in places if (text := texts[place])]))
+            texts.append(_join(texts[place] for place in places))
         texts += self.tail
         return texts
+
+
+def _join(texts: Iterable[str | None]) -> str:
+    return " ".join([text for text in texts if text])
+
+
+def _joined(
+    fields: tuple[str | None, ...], found: re.Match[str], joined: dict[int, list[int]]
+) -> tuple[str | None, ...]:
+    made = list(fields)
+    for place, groups in joined.items():
+        made[place] = _join(found.group(*groups))
+    return tuple(made)
 
 
 class Shapes:
@@ -69,22 +86,26 @@ class Shapes:
             re.ASCII,
         )
         self._known: dict[str, Shape | None] = {}
-        self._recent: list[Shape] = []
+        self._recent: dict[int, list[Shape]] = {}  # by how many tags they have, the last one first
 
     def fields(self, entry: str) -> tuple[str | None, ...] | None:
         """All fields of an entry that has the shape of a recent one; None where it has not."""
-        for place, shape in enumerate(self._recent):
+        recent = self._recent.get(entry.count("<"), [])
+        for place, shape in enumerate(recent):
             found = shape.pattern.fullmatch(entry) if shape.pattern is not None else None
             if found is not None:
                 if place:
-                    self._recent.insert(0, self._recent.pop(place))
-                return found.group(*shape.groups)
+                    recent.insert(0, recent.pop(place))
+                fields: tuple[str | None, ...] = found.group(*shape.groups)
+                return _joined(fields, found, shape.joined) if shape.joined else fields
         return None
 
     def remember(self, shape: Shape) -> None:
         """Try this shape first from now on."""
         if shape.pattern is not None:
-            self._recent = [shape, *self._recent[: _MOST_RECENT - 1]]
+            recent = self._recent.setdefault(shape.n_tags, [])
+            recent.insert(0, shape)
+            del recent[_MOST_RECENT:]
 
     def of(self, markup: str) -> Shape | None:
         """The shape of an entry's markup; None where it takes the parser."""
@@ -184,35 +205,39 @@ class _Walk:
 
         found = [{name: index(level, name) for name in TEXT_FIELDS} for level in levels]
         one = found[0] | ({name: found[1][name] for name in DETAIL_FIELDS} if len(found) > 1 else {})
-        pattern, groups = self._pattern() if not joins and len(levels) <= 2 else (None, ())  # noqa: PLR2004  # the entry and its only detail
+        pattern, groups, joined = self._pattern() if len(levels) <= 2 else (None, (), {})  # noqa: PLR2004  # the entry and its only detail
         return Shape(
             tail=[*tail, None],
             joins=joins,
             whole=itemgetter(*(one[name] for name in TEXT_FIELDS)),
             entry=itemgetter(*(found[0][name] for name in ENTRY_FIELDS)),
             details=[itemgetter(*(places[name] for name in DETAIL_FIELDS)) for places in found[1:]],
+            n_tags=len(self._tags),
             pattern=pattern,
             groups=groups,
+            joined=joined,
         )
 
-    def _pattern(self) -> tuple[re.Pattern[str], tuple[int, ...]]:
-        """The tags as a regular expression with a group for each field that was found."""
+    def _pattern(self) -> tuple[re.Pattern[str], tuple[int, ...], dict[int, list[int]]]:
+        """The tags as a regular expression with groups for the fields that were found."""
         levels = [self._entry, *self._details]
         texts = {
-            places[0]: name for level in levels for name, places in level.places.items() if places and places[0] >= 0
+            place: name for level in levels for name, places in level.places.items() for place in places if place >= 0
         }
         attributes = {place: name for level in levels for name, place in level.attributes.items()}
         parts: list[str] = []
-        names: list[str] = []
+        groups: dict[str, list[int]] = {}
+        n = 0
         for place, tag in enumerate(self._tags):
+            part = re.escape(tag[0])
             if place in attributes:
-                names.append(attributes[place])
-                parts.append(re.escape(tag[0]).replace(f'"{tag["currency"]}"', '"([A-Z]{3})"'))
-            else:
-                parts.append(re.escape(tag[0]))
+                n += 1
+                groups.setdefault(attributes[place], []).append(n)
+                part = part.replace(f'"{tag["currency"]}"', '"([A-Z]{3})"')
             if place in texts:
-                names.append(texts[place])
-            parts.append("([^<>]*+)" if place in texts else "[^<>]*+")
-        never = len(names) + 1
-        groups = tuple(names.index(name) + 1 if name in names else never for name in TEXT_FIELDS)
-        return re.compile("".join(parts[:-1]) + _NEVER), groups
+                n += 1
+                groups.setdefault(texts[place], []).append(n)
+            parts += [part, "([^<>]*+)" if place in texts else "[^<>]*+"]
+        first = tuple(groups.get(name, [n + 1])[0] for name in TEXT_FIELDS)
+        joined = {place: groups[name] for place, name in enumerate(TEXT_FIELDS) if len(groups.get(name, [])) > 1}
+        return re.compile("".join(parts[:-1]) + _NEVER), first, joined
