@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandera.polars as pa
 import polars as pl
 
 from reperform import schemas, tables
@@ -17,7 +18,6 @@ from reperform.ingest.repeats import Places, repeated_rows
 from reperform.ingest.source import (
     FILE,
     RECORD,
-    SOURCE,
     WHOLE_FILE,
     SourceResult,
     quarantine_frame,
@@ -28,9 +28,9 @@ from reperform.ingest.source import (
 
 DUPLICATE_ID = "duplicate_id"
 IDENTIFIERS = {"transactions": "transaction_id", "labels": "transaction_id", "accounts": "account_id"}
-QUARANTINE, ORIGINS = schemas.QUARANTINE.name, schemas.ORIGINS.name
-WRITTEN = (*schemas.CANONICAL, ORIGINS, QUARANTINE)  # the tables that `combine` writes, one file each
-_ORIGIN = (FILE, RECORD, SOURCE)
+WRITTEN = (*schemas.CANONICAL, schemas.ORIGINS.name, schemas.QUARANTINE.name)  # by `combine`, one file each
+_IN_THIS_ORDER = ("accounts", *(table for table in schemas.CANONICAL if table != "accounts"))  # as `origins` has them
+_PLACE = ["source_file", "source_record"]
 Append = Callable[[pl.DataFrame], None]
 
 
@@ -48,7 +48,7 @@ class Combined:
     rows: Counter[str] = field(default_factory=Counter)
     rows_out: dict[str, Counter[str]] = field(default_factory=dict)
     refused: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    paid: pl.DataFrame = field(default_factory=lambda: schemas.empty(schemas.TRANSACTIONS))
+    paid: pl.DataFrame = field(default_factory=lambda: schemas.empty(schemas.TRANSACTIONS).select(_PLACE))
 
 
 def combine(
@@ -63,54 +63,75 @@ def combine(
         base_currency: of `amount_base`.
         files: for each of `WRITTEN`, the Parquet file to write; without them everything is counted only.
     """
-    combined = Combined(rows_out={name: Counter() for name in results})
     with ExitStack() as stack:
-        refuse = _refusing(combined, _appending(stack, QUARANTINE, files))
-        for name, result in results.items():
+        union = _Union(results, base_currency, files, stack)
+        union.refuse_what_readers_refused()
+        union.refuse_duplicates()
+        for table in _IN_THIS_ORDER:
+            union.write(table)
+    return union.combined
+
+
+class _Union:
+    """The files that are written, and the counts of what goes into them."""
+
+    def __init__(
+        self,
+        results: Mapping[str, SourceResult],
+        base_currency: str,
+        files: Mapping[str, Path] | None,
+        stack: ExitStack,
+    ) -> None:
+        self.results, self.base_currency, self.files = results, base_currency, files
+        self.combined = Combined(rows_out={name: Counter() for name in results})
+        self.rates = pl.concat([_no_rows("rates"), *(chunk for _, chunk in _chunks(results, "rates"))])
+        for name, chunk in _chunks(results, "rates"):
+            self.combined.rows_out[name]["rates"] += chunk.height
+        self.repeats = {table: _repeats(results, table) for table in IDENTIFIERS}
+        self.quarantine = self.appending(stack, schemas.QUARANTINE)
+        self.origins = self.appending(stack, schemas.ORIGINS)
+
+    def appending(self, stack: ExitStack, schema: pa.DataFrameSchema) -> Append:
+        """A function that appends rows to the file of a table."""
+        if self.files is None:
+            return lambda _: None
+        return stack.enter_context(tables.appending(self.files[schema.name], schemas.polars_schema(schema)))
+
+    def refuse(self, source: str, frame: pl.DataFrame) -> None:
+        """Count refused records and put them into quarantine."""
+        if frame.height:
+            counted = frame.group_by("source_file", "rule", maintain_order=True).len()
+            self.combined.refused.update({(source, file, rule): n for file, rule, n in counted.iter_rows()})
+            self.quarantine(schemas.checked(frame, schemas.QUARANTINE))
+
+    def refuse_what_readers_refused(self) -> None:
+        for name, result in self.results.items():
             for frame in _refused_by_readers(result):
-                refuse(frame.with_columns(pl.lit(name).alias(SOURCE)))
-        repeats = {table: _repeats(results, table) for table in IDENTIFIERS}
-        for table in IDENTIFIERS:
-            for number, chunk in enumerate(_chunks(results, table) if repeats[table] else ()):
-                if number in repeats[table]:
-                    refuse(_duplicates(chunk[repeats[table][number]], table))
-        tell_origin = _appending(stack, ORIGINS, files)
-        rates = pl.concat([_no_rows("rates"), *_chunks(results, "rates")])
-        _count(combined, "rates", rates)
-        for table in ("accounts", *(table for table in schemas.CANONICAL if table != "accounts")):
-            with ExitStack() as one:
-                append = _appending(one, table, files)
-                for rows in _kept(results, table, repeats.get(table, {})):
-                    kept = rows
-                    if table == schemas.TRANSACTIONS.name:
-                        kept, unpriced = with_amount_base(rows, rates, base_currency)
-                        refuse(unpriced)
-                        combined.paid = _paid(combined.paid, kept, results)
-                    _count(combined, table, kept)
-                    tell_origin(origins({"": SourceResult(tables={table: kept.drop(SOURCE)})}))
-                    append(schemas.shaped(kept.drop(_ORIGIN), schemas.CANONICAL[table]))
-    return combined
+                self.refuse(name, frame)
 
+    def refuse_duplicates(self) -> None:
+        for table, repeats in self.repeats.items():
+            for number, (name, chunk) in enumerate(_chunks(self.results, table) if repeats else ()):
+                if number in repeats:
+                    self.refuse(name, _duplicates(chunk[repeats[number]], table, name))
 
-def _appending(stack: ExitStack, table: str, files: Mapping[str, Path] | None) -> Append:
-    """A function that appends rows to the file of a table."""
-    if files is None:
-        return lambda _: None
-    schema = {**schemas.CANONICAL, QUARANTINE: schemas.QUARANTINE, ORIGINS: schemas.ORIGINS}[table]
-    return stack.enter_context(tables.appending(files[table], schemas.polars_schema(schema)))
-
-
-def _refusing(combined: Combined, append: Append) -> Append:
-    """A function that takes refused records, with `SOURCE`, counts them and puts them into quarantine."""
-
-    def refuse(frame: pl.DataFrame) -> None:
-        if frame.is_empty():
-            return
-        counted = frame.group_by(SOURCE, "source_file", "rule", maintain_order=True).len()
-        combined.refused.update({(source, file, rule): n for source, file, rule, n in counted.iter_rows()})
-        append(schemas.checked(frame.drop(SOURCE), schemas.QUARANTINE))
-
-    return refuse
+    def write(self, table: str) -> None:
+        """Write a table without the rows that repeat an identifier; refuse transactions without a known rate."""
+        is_transactions, paid = table == schemas.TRANSACTIONS.name, [self.combined.paid]
+        with ExitStack() as stack:
+            append = self.appending(stack, schemas.CANONICAL[table])
+            for name, rows in _kept(self.results, table, self.repeats.get(table, {})):
+                kept = rows
+                if is_transactions:
+                    kept, unpriced = with_amount_base(rows, self.rates, self.base_currency)
+                    self.refuse(name, unpriced)
+                if is_transactions and schemas.PAYMENT_DETAILS.name in self.results[name].tables:
+                    paid.append(kept.select(paid[0].columns))
+                self.combined.rows[table] += kept.height
+                self.combined.rows_out[name][table] += kept.height
+                self.origins(origins({name: SourceResult(tables={table: kept})}))
+                append(schemas.shaped(kept.drop(FILE, RECORD), schemas.CANONICAL[table]))
+        self.combined.paid = pl.concat(paid)
 
 
 def _refused_by_readers(result: SourceResult) -> Iterator[pl.DataFrame]:
@@ -124,23 +145,23 @@ def _refused_by_readers(result: SourceResult) -> Iterator[pl.DataFrame]:
     )
 
 
-def _chunks(results: Mapping[str, SourceResult], table: str) -> Iterator[pl.DataFrame]:
-    """The rows of a table with their source, file and record, a frame or a part at a time."""
-    columns = list(_no_rows(table).columns)
+def _chunks(results: Mapping[str, SourceResult], table: str) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The rows of a table with their file and record, a frame or a part at a time, and the source of each."""
+    kinds = _no_rows(table).schema
     for name, result in results.items():
         for frame in _frames(result, table):
-            yield with_origin(frame).with_columns(pl.lit(name).alias(SOURCE)).select(columns)
+            yield name, with_origin(frame).select(pl.col(column).cast(kind) for column, kind in kinds.items())
 
 
 def _frames(result: SourceResult, table: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
     if table in result.tables:
         yield result.tables[table] if columns is None else result.tables[table].select(columns)
     for part in result.parts.get(table, ()):
-        yield pl.read_ipc(part, columns=columns)
+        yield part.rows(columns)
 
 
 def _no_rows(table: str) -> pl.DataFrame:
-    kinds = {**schemas.polars_schema(TARGETS[table]), FILE: pl.String, RECORD: pl.Int64, SOURCE: pl.String}
+    kinds = {**schemas.polars_schema(TARGETS[table]), FILE: pl.String, RECORD: pl.Int64}
     return pl.DataFrame(schema=kinds)
 
 
@@ -155,40 +176,24 @@ def _repeats(results: Mapping[str, SourceResult], table: str) -> Places:
     return repeated_rows(identifiers)
 
 
-def _kept(
-    results: Mapping[str, SourceResult],
-    table: str,
-    repeats: Places,
-) -> Iterator[pl.DataFrame]:
+def _kept(results: Mapping[str, SourceResult], table: str, repeats: Places) -> Iterator[tuple[str, pl.DataFrame]]:
     """The rows of a table without those that repeat an identifier."""
-    for number, chunk in enumerate(_chunks(results, table)):
+    for number, (name, chunk) in enumerate(_chunks(results, table)):
         if number in repeats:
             keep = np.ones(chunk.height, dtype=bool)
             keep[repeats[number]] = False
-            yield chunk.filter(keep)
+            yield name, chunk.filter(keep)
         else:
-            yield chunk
+            yield name, chunk
 
 
-def _duplicates(again: pl.DataFrame, table: str) -> pl.DataFrame:
+def _duplicates(again: pl.DataFrame, table: str, source: str) -> pl.DataFrame:
     return again.select(
         table=pl.lit(table),
-        source_file=pl.col(FILE).fill_null(pl.col(SOURCE)),
+        source_file=pl.col(FILE).fill_null(source),
         source_record=pl.col(RECORD).fill_null(WHOLE_FILE),
         rule=pl.lit(DUPLICATE_ID),
         column=pl.lit(IDENTIFIERS[table]),
         value=pl.col(IDENTIFIERS[table]),
-        row=row_as_json([name for name in again.columns if name not in _ORIGIN]),
-        **{SOURCE: pl.col(SOURCE)},
+        row=row_as_json([name for name in again.columns if name not in (FILE, RECORD)]),
     )
-
-
-def _paid(so_far: pl.DataFrame, kept: pl.DataFrame, results: Mapping[str, SourceResult]) -> pl.DataFrame:
-    told = [name for name, result in results.items() if schemas.PAYMENT_DETAILS.name in result.tables]
-    return pl.concat([so_far, kept.filter(pl.col(SOURCE).is_in(told)).select(so_far.columns)]) if told else so_far
-
-
-def _count(combined: Combined, table: str, rows: pl.DataFrame) -> None:
-    combined.rows[table] += rows.height
-    for name, n in rows.get_column(SOURCE).value_counts().iter_rows():
-        combined.rows_out[name][table] += n

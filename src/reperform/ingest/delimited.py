@@ -123,7 +123,7 @@ class _Reader:
     def __init__(self, form: Format, keep: Keep, where: str) -> None:
         self.form, self.keep, self.where = form, keep, where
         self.header: list[str] | None = form.names or None
-        self.kept = keep(form.names) if form.names else []
+        self.kept = (keep(form.names) or form.names[:1]) if form.names else []
         self.rest = b""
         self.bytes = self.lines = self.records = 0
         self.begun = False
@@ -137,12 +137,12 @@ class _Reader:
                 return
             self.begun, text = True, self._without_mark(text)
         whole = text.rfind(b"\n") + 1
-        lines = text[:whole] if whole < len(text) else text
+        lines = text if whole == len(text) else text[:whole]
         self._check_encoding(lines)
         end = _closed_length(lines, self.form) if whole else 0
         self.rest = text[end:]
         if end:
-            yield from self._piece(text[:end] if end < len(text) else text)
+            yield from self._piece(lines if end == whole else text[:end])
         self._check_length(len(self.rest))
 
     def _without_mark(self, text: bytes) -> bytes:
@@ -178,28 +178,32 @@ class _Reader:
     def _piece(self, text: bytes) -> Iterator[Piece]:
         self.bytes += len(text)
         if self.header is None:
-            first, text = _first_record(text, self.form)
+            first, rest = _first_record(text, self.form)
+            self._check_length(len(text) - len(rest) - 1)
+            text = rest
             self.header = _header(first, self.form, self.where)
-            self.kept = self.keep(self.header)
+            self.kept = self.keep(self.header) or self.header[:1]  # a frame without columns has no rows
             self.lines += first.count("\n") + 1
         if not text:
             return
-        ends = _record_ends(text, self.form, len(self.header))
-        if ends is not None:
-            self._check_lengths(np.diff(ends, prepend=-1))
-            piece = self._regular(text, ends)
-        else:
-            piece = self._irregular(text)
-        self.lines += text.count(b"\n")
-        yield piece
+        n_lines = text.count(b"\n")
+        n_records = _regular_records(text, n_lines, self.form, len(self.header))
+        piece = self._regular(text, n_records) if n_records is not None else None
+        yield piece or self._irregular(text)
+        self.lines += n_lines
 
-    def _regular(self, text: bytes, ends: Positions) -> Piece:
-        fields = self._split(text, ends.size)
+    def _regular(self, text: bytes, n_records: int) -> Piece | None:
+        """The records of a text in which nothing looks odd; None where Polars finds that something is."""
+        try:
+            fields = self._split(text, n_records)
+        except UnreadableFileError:
+            return None
         before = self.records
-        self.records += ends.size
+        self.records += n_records
         number = pl.int_range(before + 1, self.records + 1, dtype=pl.Int64, eager=True).alias(RECORD)
 
         def texts(records: pl.Series) -> pl.Series:
+            ends = _record_ends(text, self.form)
             places = records.to_numpy() - before - 1
             starts = np.where(places > 0, ends[places - 1] + 1, 0)
             cut = [text[a:b].decode().removesuffix("\r") for a, b in zip(starts, ends[places], strict=True)]
@@ -208,12 +212,14 @@ class _Reader:
         return Piece(self.where, fields.insert_column(0, number), no_refusals(), texts)
 
     def _irregular(self, text: bytes) -> Piece:
-        lines = _joined(_lines(text), self.form)
-        self._check_lengths(lines.str.len_bytes().to_numpy())
-        numbers = pl.int_range(self.records + 1, self.records + lines.len() + 1, dtype=pl.Int64, eager=True)
-        self.records += lines.len()
+        lines = _lines(text)
+        starts = _starts(text, lines.len(), self.form)
+        self._check_lengths(np.add.reduceat(lines.str.len_bytes().to_numpy(), np.flatnonzero(starts)) - 1)
+        rows = _joined(lines.str.strip_suffix("\n").str.strip_suffix("\r"), starts)
+        numbers = pl.int_range(self.records + 1, self.records + rows.len() + 1, dtype=pl.Int64, eager=True)
+        self.records += rows.len()
         header = self.header or []
-        body = pl.DataFrame({RECORD: numbers, ROW: lines}).filter(pl.col(ROW) != "")
+        body = pl.DataFrame({RECORD: numbers, ROW: rows}).filter(pl.col(ROW) != "")
         shaped = _with_shape(body, self.form)
         fits = pl.col("rule").is_null() & (pl.col("n_fields") == len(header))
         good = shaped.filter(fits).select(RECORD, ROW)
@@ -230,24 +236,30 @@ class _Reader:
 
     def _split(self, text: bytes, n_records: int) -> pl.DataFrame:
         header = self.header or []
-        fields = pl.read_csv(
-            text,
-            has_header=False,
-            separator=self.form.delimiter,
-            quote_char=self.form.quote or None,
-            schema=dict.fromkeys(header, pl.String),
-            null_values=self.form.missing or None,
-        ).select(self.kept)
+        try:
+            fields = pl.read_csv(
+                text,
+                has_header=False,
+                separator=self.form.delimiter,
+                quote_char=self.form.quote or None,
+                schema=dict.fromkeys(header, pl.String),
+                null_values=self.form.missing or None,
+            ).select(self.kept)
+        except pl.exceptions.PolarsError as error:  # a record with too many fields, for one
+            raise self._not_told_apart(n_records, str(error)) from error
         if fields.height != n_records:
-            raise UnreadableFileError(
-                self.where, "file_rows", "the file's rows cannot be told apart.",
-                expected=f"{n_records} rows", got=f"{fields.height}", place=f"from line {self.lines + 1} on",
-                fix="check `format.quote` and `format.delimiter`",
-            )  # fmt: skip
+            raise self._not_told_apart(n_records, f"{fields.height} rows")
         if not _may_need_trimming(text, self.form, n_records):
             return fields
         trimmed = pl.all().str.strip_chars()
         return fields.select(pl.when(trimmed.str.len_bytes() > 0).then(trimmed).name.keep())
+
+    def _not_told_apart(self, n_records: int, got: str) -> UnreadableFileError:
+        return UnreadableFileError(
+            self.where, "file_rows", "the file's rows cannot be told apart.",
+            expected=f"{n_records} rows", got=got, place=f"from line {self.lines + 1} on",
+            fix="check `format.quote` and `format.delimiter`",
+        )  # fmt: skip
 
     def _check_encoding(self, text: bytes) -> None:
         if text.isascii():
@@ -305,30 +317,44 @@ def _empty(where: str, n_bytes: int) -> UnreadableFileError:
     )  # fmt: skip
 
 
-def _record_ends(text: bytes, form: Format, n_columns: int) -> Positions | None:
-    """Where each record ends, if every record has its number of fields and every quote its place; None otherwise.
+def _regular_records(text: bytes, n_lines: int, form: Format, n_columns: int) -> int | None:
+    """How many records a text holds, if nothing in it looks odd: every quote in its place, as many marks as fields.
 
-    A file of one column, blank lines, NUL bytes and stray carriage returns are left to the careful way.
+    A short record and a long one may still make up for each other; Polars refuses the long one, and so finds them. A
+    file of one column, blank lines, NUL bytes, stray carriage returns and very long lines are left to the careful way.
     """
     mark, quote = form.delimiter.encode(), form.quote.encode()
-    if n_columns == 1 or len(mark) != 1 or b"\0" in text or mark == b"\n":
+    if n_columns == 1 or len(mark) != 1 or mark == b"\n" or b"\0" in text:
         return None
     quoted = bool(quote) and quote in text
     if b"\r" in text and (quoted or mark == b"\r" or text.count(b"\r") != text.count(b"\r\n")):
         return None
-    content = np.frombuffer(text, dtype=np.uint8)
-    is_end, is_mark = content == _LINE_END, content == mark[0]
-    if quoted:
-        outside = _outside_quotes(content, quote, mark)
-        if outside is None:
-            return None
-        is_end, is_mark = is_end & outside, is_mark & outside
-    ends, marks = np.flatnonzero(is_end), np.flatnonzero(is_mark)
-    if marks.size != ends.size * (n_columns - 1) or not ends.size or ends[-1] != content.size - 1:
+    if _has_long_line(text, form.max_record_bytes) or (quoted and n_lines == 0):
         return None
-    starts = np.append(-1, ends[:-1])
-    in_place = (marks[:: n_columns - 1] > starts).all() and (marks[n_columns - 2 :: n_columns - 1] < ends).all()
-    return ends if in_place else None
+    if not quoted:
+        return n_lines if text.count(mark) == n_lines * (n_columns - 1) else None
+    content = np.frombuffer(text, dtype=np.uint8)
+    outside = _outside_quotes(content, quote, mark)
+    if outside is None:
+        return None
+    n_records = int(np.count_nonzero((content == _LINE_END) & outside))
+    n_marks = int(np.count_nonzero((content == mark[0]) & outside))
+    long = n_records < n_lines and np.diff(_record_ends(text, form), prepend=-1).max() > form.max_record_bytes
+    return n_records if n_marks == n_records * (n_columns - 1) and not long else None
+
+
+def _has_long_line(text: bytes, most: int) -> bool:
+    """Whether a line may be longer than `most` bytes: such a line fills one of these windows."""
+    window = max(1, most // 2)
+    return any(text.find(b"\n", start, start + window) < 0 for start in range(0, len(text) - window, window))
+
+
+def _record_ends(text: bytes, form: Format) -> Positions:
+    """Where each record of a text ends that has its quotes in place."""
+    content, quote = np.frombuffer(text, dtype=np.uint8), form.quote.encode()
+    is_end = content == _LINE_END
+    outside = _outside_quotes(content, quote, form.delimiter.encode()) if quote and quote in text else None
+    return np.flatnonzero(is_end if outside is None else is_end & outside)
 
 
 def _outside_quotes(content: npt.NDArray[np.uint8], quote: bytes, mark: bytes) -> npt.NDArray[np.bool_] | None:
@@ -371,43 +397,54 @@ def _closed_length(text: bytes, form: Format) -> int:
         outside = _outside_quotes(np.frombuffer(text, dtype=np.uint8), quote, mark)
         if outside is not None:
             return len(text)
-    lines = _lines(text, keep_ends=True)
-    opened_at = _open_lines(lines.str.strip_suffix("\n").str.strip_suffix("\r"), form)[1]
-    return len(text) if opened_at is None else int(lines.head(opened_at).str.len_bytes().sum())
+    opened = _open_lines(text, form)[1]
+    return len(text) if opened is None else opened[1]
 
 
-def _lines(text: bytes, *, keep_ends: bool = False) -> pl.Series:
-    """The lines of a text that ends with a line break."""
+def _lines(text: bytes) -> pl.Series:
+    """The lines of a text that ends with a line break, with their ends."""
     ends = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == _LINE_END)
     offsets = pa.py_buffer(np.append(np.int64(0), ends + 1))
     array = pa.LargeStringArray.from_buffers(ends.size, offsets, pa.py_buffer(text))
-    lines = pl.Series(ROW, pl.from_arrow(array), dtype=pl.String)
-    return lines if keep_ends else lines.str.strip_suffix("\n").str.strip_suffix("\r")
+    return pl.Series(ROW, pl.from_arrow(array), dtype=pl.String)
 
 
-def _open_lines(lines: pl.Series, form: Format) -> tuple[list[tuple[int, int]], int | None]:
-    """Runs of lines that are one record (first and last line), and the line whose quote is still open at the end."""
-    odd = (lines.str.count_matches(form.quote, literal=True) % 2 == 1).arg_true().to_list()
-    opens = re.compile(_pattern("(?:{one}{mark})*{quote}(?:[^{quote}]|{quote}{quote})*", form))
+def _open_lines(text: bytes, form: Format) -> tuple[list[tuple[int, int]], tuple[int, int] | None]:
+    """Which lines of a text that ends with a line break are one record, by their quotes.
+
+    Returns:
+        First and last line of each record of several lines; and the line whose quote is still open at the end, with
+        the place where it begins.
+    """
+    content = np.frombuffer(text, dtype=np.uint8)
+    ends = np.flatnonzero(content == _LINE_END)
+    quotes = np.flatnonzero(content == form.quote.encode()[0]) if form.quote else np.empty(0, np.int64)
+    lines, counts = np.unique(np.searchsorted(ends, quotes), return_counts=True)
+    opens = re.compile(_pattern("(?:{one}{mark})*{quote}(?:[^{quote}]|{quote}{quote})*", form)) if lines.size else None
     runs: list[tuple[int, int]] = []
-    opened_at: int | None = None
-    for number in odd:
-        if opened_at is not None:
-            runs.append((opened_at, number))
-            opened_at = None
-        elif opens.fullmatch(lines[number]):
-            opened_at = number  # any other odd quote is a stray one: that record alone is refused
-    return runs, opened_at
+    opened: tuple[int, int] | None = None
+    for line in lines[counts % 2 == 1].tolist():
+        begin = int(ends[line - 1]) + 1 if line else 0
+        if opened is not None:
+            runs.append((opened[0], line))
+            opened = None
+        elif opens is not None and opens.fullmatch(text[begin : int(ends[line])].removesuffix(b"\r").decode()):
+            opened = (line, begin)  # any other odd quote is a stray one: that record alone is refused
+    return runs, opened
 
 
-def _joined(lines: pl.Series, form: Format) -> pl.Series:
-    """Lines joined to records: a line that begins inside an open quote goes on with the record before it."""
-    runs = _open_lines(lines, form)[0] if form.quote and lines.str.contains(form.quote, literal=True).any() else []
-    if not runs:
+def _starts(text: bytes, n_lines: int, form: Format) -> npt.NDArray[np.bool_]:
+    """Which lines begin a record: one that begins inside an open quote goes on with the record before it."""
+    starts = np.ones(n_lines, dtype=np.bool_)
+    for first, last in _open_lines(text, form)[0] if form.quote and form.quote.encode() in text else ():
+        starts[first + 1 : last + 1] = False
+    return starts
+
+
+def _joined(lines: pl.Series, starts: npt.NDArray[np.bool_]) -> pl.Series:
+    """Lines joined to records."""
+    if starts.all():
         return lines
-    starts = np.ones(lines.len(), dtype=np.int64)
-    for first, last in runs:
-        starts[first + 1 : last + 1] = 0
     grouped = pl.DataFrame({"start": starts.cumsum(), ROW: lines}).group_by("start", maintain_order=True)
     return grouped.agg(pl.col(ROW).str.join("\n")).get_column(ROW)
 
@@ -417,7 +454,7 @@ def _first_record(text: bytes, form: Format) -> tuple[str, bytes]:
     end = text.index(b"\n") + 1
     quote = form.quote.encode()
     if quote and text.count(quote, 0, end) % 2:
-        runs = _open_lines(_lines(text), form)[0]
+        runs = _open_lines(text, form)[0]
         for _ in range(runs[0][1] if runs and runs[0][0] == 0 else 0):
             end = text.index(b"\n", end) + 1
     return "\n".join(line.removesuffix("\r") for line in text[: end - 1].decode().split("\n")), text[end:]

@@ -21,7 +21,7 @@ import polars as pl
 
 from reperform import iso_codes, schemas
 from reperform.ingest.column_map import TableSource
-from reperform.ingest.source import sha256_of
+from reperform.ingest.source import Part, sha256_of
 
 PIECE_BYTES = 64 * 2**20
 _DONE = "done.json"
@@ -41,7 +41,7 @@ class Entry:
     """
 
     records: int
-    rows: tuple[Path, ...]
+    rows: tuple[Part, ...]
     refused: tuple[Path, ...]
     left_out: Mapping[str, int]
 
@@ -86,8 +86,9 @@ class Store:
             return None
         if use:
             self.used.add(name)
-        paths = {kind: tuple(self.folder / name / part for part in done[kind]) for kind in ("rows", "refused")}
-        return Entry(done["records"], paths["rows"], paths["refused"], done["left_out"])
+        rows = (Part(self.folder / name / part, tuple(columns), one) for part, columns, one in done["rows"])
+        refused = (self.folder / name / part for part in done["refused"])
+        return Entry(done["records"], tuple(rows), tuple(refused), done["left_out"])
 
     @contextmanager
     def writing(self, digest: str, where: str, spec: TableSource) -> Iterator["Writing"]:
@@ -126,7 +127,8 @@ class Writing:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.names: dict[str, list[str]] = {"rows": [], "refused": []}
+        self.rows: list[tuple[str, list[str], dict[str, str | None]]] = []
+        self.refused: list[str] = []
         self.records = 0
         self.left_out = Counter[str]()
         self.abandoned = False
@@ -135,11 +137,16 @@ class Writing:
         """Write the rows and the refused records of one piece."""
         self.records += records
         self.left_out.update(left_out)
-        for kind, frame in (("rows", rows), ("refused", refused)):
-            if frame.height:
-                name = f"{kind}-{len(self.names[kind]):05}.arrow"
-                frame.write_ipc(self.folder / name, compression="uncompressed")
-                self.names[kind].append(name)
+        if rows.height:
+            constant = constants(rows)
+            name = self._write(f"rows-{len(self.rows):05}.arrow", rows.drop(constant))
+            self.rows.append((name, rows.columns, constant))
+        if refused.height:
+            self.refused.append(self._write(f"refused-{len(self.refused):05}.arrow", refused))
+
+    def _write(self, name: str, frame: pl.DataFrame) -> str:
+        frame.write_ipc(self.folder / name, compression="uncompressed")
+        return name
 
     def abandon(self) -> None:
         """The file does not suit the source after all."""
@@ -147,8 +154,25 @@ class Writing:
 
     def finish(self) -> None:
         """Say that the parts are whole."""
-        done = {**self.names, "records": self.records, "left_out": {k: n for k, n in self.left_out.items() if n}}
+        left_out = {reason: n for reason, n in self.left_out.items() if n}
+        done = {"rows": self.rows, "refused": self.refused, "records": self.records, "left_out": left_out}
         (self.folder / _DONE).write_text(json.dumps(done), encoding="utf-8")
+
+
+def constants(rows: pl.DataFrame) -> dict[str, str | None]:
+    """The columns that hold one text in every row, or no value in any; the last column is never one of them."""
+    found: dict[str, str | None] = {}
+    for column in rows.get_columns()[:-1]:
+        if column.null_count() == rows.height:
+            found[column.name] = None
+        elif column.dtype == pl.String and _is_one_text(column):
+            found[column.name] = column[0]
+    return found
+
+
+def _is_one_text(column: pl.Series) -> bool:
+    first = column[0]
+    return first is not None and first == column[-1] and (column == first).all(ignore_nulls=False) is True
 
 
 @cache

@@ -3,7 +3,7 @@
 import polars as pl
 
 from reperform import schemas
-from reperform.ingest.source import SOURCE, row_as_json
+from reperform.ingest.source import row_as_json
 
 NO_RATE = "no_exchange_rate"
 
@@ -22,7 +22,7 @@ def with_amount_base(
         base_currency: its own rate is 1.
 
     Returns:
-        The transactions with a known amount, and the others as `schemas.QUARANTINE` (with `SOURCE` where rows have it).
+        The transactions with a known amount, and the others as `schemas.QUARANTINE`.
     """
     foreign = transactions.select((pl.col("currency") != base_currency) & pl.col("amount_base").is_null()).to_series()
     rate = _rate_as_known(transactions, rates) if foreign.any() else pl.lit(None, pl.Float64)
@@ -34,6 +34,8 @@ def with_amount_base(
         .otherwise(pl.col("amount") * rate)
     )
     known = pl.col("amount_base").is_not_null()
+    if not filled.get_column("amount_base").has_nulls():
+        return filled, _without_rate(filled.clear())
     return filled.filter(known), _without_rate(filled.filter(~known))
 
 
@@ -63,5 +65,4 @@ def _without_rate(rows: pl.DataFrame) -> pl.DataFrame:
         column=pl.lit("amount_base"),
         value=pl.format("{} at {}", "currency", pl.col("known_at").dt.to_string("%Y-%m-%dT%H:%M:%SZ")),
         row=row_as_json(columns),
-        **{name: pl.col(name) for name in rows.columns if name == SOURCE},
     )

@@ -17,6 +17,7 @@ from reperform.ingest.column_map import Format
 from reperform.ingest.source import UnreadableFileError
 
 ROWS_PER_BATCH = 262_144
+_LARGEST_WHOLE = 2**53
 
 
 def parquet_frames(path: Path, where: str) -> Iterator[pl.DataFrame]:
@@ -53,9 +54,15 @@ def excel_frames(path: Path, where: str, form: Format) -> Iterator[pl.DataFrame]
             archives.check_zip(where, archive.infolist(), form)
         reader = fastexcel.read_excel(path)
         sheet = reader.load_sheet(0 if form.sheet is None else form.sheet, schema_sample_rows=None)
-        yield sheet.to_polars()
+        yield sheet.to_polars().with_columns(_as_shown(pl.col(pl.Float64)))
     except (zipfile.BadZipFile, fastexcel.FastExcelError, OSError) as error:
         raise _malformed(where, "Excel", error) from error
+
+
+def _as_shown(number: pl.Expr) -> pl.Expr:
+    """Numbers as text: Excel knows no whole numbers, and shows 4711.0 as 4711."""
+    whole = (number == number.round()) & (number.abs() < _LARGEST_WHOLE)
+    return pl.when(whole).then(number.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(number.cast(pl.String))
 
 
 def _malformed(where: str, kind: str, error: BaseException) -> UnreadableFileError:

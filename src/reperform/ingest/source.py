@@ -64,6 +64,29 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Rows of a table on disk.
+
+    Args:
+        path: an Arrow file with the columns that differ from row to row.
+        columns: all columns, in order.
+        constant: texts that stand in every row, and None for columns without any value.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    constant: Mapping[str, str | None]
+
+    def rows(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The rows, or some of their columns; a column without any value is of type Null."""
+        wanted = self.columns if columns is None else columns
+        stored = pl.read_ipc(self.path, columns=[name for name in wanted if name not in self.constant] or None)
+        return stored.with_columns(
+            pl.lit(self.constant[name]).alias(name) for name in wanted if name in self.constant
+        ).select(wanted)
+
+
+@dataclass(frozen=True)
 class SourceResult:
     """What one source gave.
 
@@ -75,7 +98,7 @@ class SourceResult:
             add up to the records of the files.
         counts: other counts for the receipt, such as statements whose balances were checked.
         unreadable: files that could not be read at all.
-        parts: by table, Arrow files with further rows; they follow those in `tables`, and stay on disk until used.
+        parts: by table, further rows; they follow those in `tables`, and stay on disk until used.
         refused_parts: Arrow files with further refused records.
     """
 
@@ -85,7 +108,7 @@ class SourceResult:
     left_out: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     unreadable: tuple[UnreadableFileError, ...] = ()
-    parts: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
     refused_parts: tuple[Path, ...] = ()
 
 

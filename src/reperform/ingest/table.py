@@ -21,6 +21,7 @@ from reperform.ingest.source import (
     FILE,
     RECORD,
     WHOLE_FILE,
+    Part,
     SourceFile,
     SourceResult,
     UnreadableFileError,
@@ -101,9 +102,9 @@ def in_memory(result: SourceResult) -> SourceResult:
     return replace(result, tables=tables, quarantine=quarantine, parts={}, refused_parts=())
 
 
-def read_part(part: Path, like: pl.DataFrame) -> pl.DataFrame:
+def read_part(part: Part, like: pl.DataFrame) -> pl.DataFrame:
     """The rows of a part with the columns of another frame."""
-    return with_origin(pl.read_ipc(part)).select(like.columns)
+    return with_origin(part.rows()).select(pl.col(name).cast(kind) for name, kind in like.schema.items())
 
 
 class _Reader:

@@ -23,7 +23,7 @@ _MICROSECONDS = 1_000_000
 _MOST_MONTHS = 12_000
 _WITH_OFFSET = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 _WHOLE = r"^[+-]?\d+$"
-_PLAIN_NUMBER = r"^[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?$"
+_PLAIN_NUMBER = r"^[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$"
 # Plain forms of ISO 8601 that Polars reads several times faster than any text with an offset.
 _QUICK_EXACT = ("%Y-%m-%dT%H:%M:%SZ",)
 _QUICK_LOCAL = ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%.f")
@@ -65,6 +65,9 @@ def as_number(given: pl.Expr, form: Format, minor_units: int = 0) -> Parsed:
         minor_units: decimal places of whole numbers in minor units (2: 1234 is 12.34).
     """
     text = given
+    if form.decimal == "." and not form.thousands and not minor_units:
+        plain = text.cast(pl.Float64, strict=False)  # takes what `_PLAIN_NUMBER` takes, NaN and infinity, no more
+        return _parsed(given, pl.when(plain.is_finite()).then(plain), BAD_NUMBER)
     if form.thousands == " ":
         text = text.str.replace_all("[\u00a0\u202f]", " ")  # no-break spaces serve as thousands marks as well
     mark, point = re.escape(form.thousands), re.escape(form.decimal)
