@@ -339,6 +339,27 @@ def test_assertions_of_the_taxonomy_are_evaluated(project: Path) -> None:
     assert "OperatingExpenses is negative" in said
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('decimals="-3"', 'decimals="many"', "states an accuracy that is no number: many"),
+        ('contextRef="end"', 'contextRef="nowhere"', "names no context of the filing"),
+    ],
+)
+def test_one_broken_fact_is_said_and_the_others_are_still_added_up(project: Path, old: str, new: str, why: str) -> None:
+    each = sample.bank_return()
+    sample.write([each], project)
+    path = project / file_name(each)
+    before, name, after = path.read_text().partition("<brr:ShareCapital ")
+    path.write_text(before + name + after.replace(old, new, 1))
+    result = sample.read(project)
+    assert result.tables["facts"].height == len(sample.HONEST)
+    said = result.tables["messages"].filter(pl.col("code") == "not_in_sums")
+    assert said["text"].to_list() == [f"brr:ShareCapital {why}"]
+    assert said["source_line"].null_count() == 0
+    assert results(result, "calculation")["1.1 brr:TotalAssets"] == (True, True)
+
+
 TASK = Task(Path(), Path(), "f", "e", date(2025, 1, 1), date(2025, 1, 31))
 
 

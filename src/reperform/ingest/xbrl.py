@@ -186,7 +186,7 @@ def read_filing(task: Task) -> Filing | Refusal:
 
     A refusal is returned, not raised, so that one bad file stops no others.
     """
-    gc.disable()  # a model is full of cycles, none of which can go before it is closed; looking costs a fifth of the time
+    gc.disable()  # a model is full of cycles that last until it is closed; searching them costs a fifth of the time
     try:
         with _opened(task) as opened, _loaded(opened) as (model, log):
             return _content(task, opened, model, log)

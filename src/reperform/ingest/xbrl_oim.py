@@ -28,7 +28,7 @@ from reperform.ingest.xbrl_precheck import (
 MAX_JSON_BYTES = 64 << 20  # JSON is held in memory as a whole, and takes a multiple of its size there
 MAX_JSON_DEPTH = 32  # a report needs 7: facts, fact, links, group, role, targets
 DOCUMENT_TYPE = re.compile(r"https?://(www\.)?xbrl\.org/\S*/xbrl-(json|csv)\Z")
-KEY_OF_OBJECT = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*\{')
+TEXT = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:\s*\{)?')  # every text is consumed once, whatever it holds
 ENDS_OF_FIELDS = (b"\n", b"\r", b",")
 ASK_AGAIN = "ask the sender for the report again"
 
@@ -199,8 +199,11 @@ class _DuplicateKeyError(Exception):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _DuplicateKeyError(next(key for key in keys if keys.count(key) > 1))
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
     return found
 
 
@@ -233,13 +236,13 @@ def read_strictly(path: Path) -> dict[str, Any]:
     except RecursionError:
         depth = MAX_JSON_DEPTH + 1
     except ValueError as error:  # includes what is no UTF-8, and JSONDecodeError
-        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        at = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise Refusal(
             "file_malformed",
             "the file is not well-formed JSON in UTF-8.",
             expected="JSON",
             got=str(error)[:200],
-            place=path.name + line,
+            place=path.name + at,
             fix=ASK_AGAIN,
         ) from error
     if depth > MAX_JSON_DEPTH:
@@ -290,7 +293,9 @@ def fact_lines(path: Path) -> dict[str, int]:
     content = read_strictly(path)
     if str(content["documentInfo"]["documentType"]).endswith("json"):
         text, lines, at, line = path.read_bytes().decode("utf-8-sig"), dict[str, int](), 0, 1
-        for match in KEY_OF_OBJECT.finditer(text):
+        for match in TEXT.finditer(text):
+            if match.group(2) is None:
+                continue
             line += text.count("\n", at, match.start())
             at = match.start()
             lines.setdefault(str(json.loads(f'"{match.group(1)}"')), line)

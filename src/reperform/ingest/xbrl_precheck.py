@@ -234,6 +234,7 @@ class _Watcher:
     def __init__(self, head: Head, parser: expat.XMLParserType, folder: str | None, *, is_instance: bool) -> None:
         self.head, self.parser, self.folder, self.is_instance = head, parser, folder, is_instance
         self.depth, self.last_tag = 0, 0
+        self.seen: set[str] = set()
 
     def doctype(self, name: str, system: str | None, _public: str | None, has_subset: int) -> None:
         """XBRL instances have no document type; an XHTML page may name one, without declarations of its own."""
@@ -325,6 +326,9 @@ class _Watcher:
 
     def _reference(self, href: str) -> None:
         href = href.strip()
+        place = href.partition("#")[0]
+        if place in self.seen:
+            return
         if not is_safe_address(href, self.folder):
             raise self._refusal(
                 "file_schema_ref",
@@ -332,6 +336,7 @@ class _Watcher:
                 expected="an http(s) address, or the name of a file beside it",
                 got=href[:200] or "nothing",
             )
+        self.seen.add(place)  # the locators of a linkbase name few files again and again
         if not ON_THE_WEB.match(unquote(href)):
             self.head.beside.append(unquote(href).split("#")[0])
 

@@ -1,5 +1,6 @@
 """Sums of the calculation linkbase, in both modes. With `xbrl`, the only module that imports Arelle."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
@@ -9,6 +10,7 @@ from typing import Any
 from reperform.facts import as_json
 
 MODES = {"1.1": "ROUND_TO_NEAREST", "2.1": "XBRL_v2_1_DEDUPLICATE"}
+ACCURACY = re.compile(r"INF|[+-]?\d{1,9}")
 EXCESS_DIGITS = "calc11e:excessDigits"
 Remark = tuple[str, str, str, int | None]  # code, severity, text, line
 
@@ -47,7 +49,7 @@ def sums_of(model: Any) -> Sums:
     A sum of which nothing is reported does not apply; one of which only the total or only parts are reported cannot be
     evaluated. Source: XBRL Calculations 1.1 (round to nearest); XBRL 2.1 section 5.2.5.2 with duplicates resolved.
     """
-    sums = Sums()
+    sums = Sums(remarks=_leave_out_what_cannot_be_added(model))
     for label, mode in MODES.items():
         validator, bad, others = _validated(model, mode)
         sums.remarks += others
@@ -64,6 +66,26 @@ def sums_of(model: Any) -> Sums:
             if not found and label == "1.1":
                 sums.rows += _one_sided(validator, total, links, _role_name(model, role))
     return sums
+
+
+def _leave_out_what_cannot_be_added(model: Any) -> list[Remark]:
+    """Facts without context, or with an accuracy that is no number: Arelle's sums would break at them."""
+    from arelle.XmlValidateConst import INVALID  # noqa: PLC0415
+
+    found: list[Remark] = []
+    for fact in sorted(model.factsInInstance, key=lambda each: each.objectIndex):
+        if fact.isTuple or not fact.isNumeric:
+            continue
+        accuracy = fact.decimals if fact.decimals is not None else fact.precision
+        if fact.context is None:
+            why = "names no context of the filing"
+        elif accuracy is not None and not ACCURACY.fullmatch(str(accuracy).strip()):
+            why = f"states an accuracy that is no number: {str(accuracy)[:40]}"
+        else:
+            continue
+        fact.xValid = INVALID
+        found.append(("not_in_sums", "error", f"{fact.qname} {why}", fact.sourceline))
+    return found
 
 
 def _validated(model: Any, mode: str) -> tuple[Any, list[tuple[str, ...]], list[Remark]]:
@@ -213,11 +235,13 @@ def context_of(context: Any) -> tuple[date | None, date | None, str]:
     if context.isInstantPeriod:
         return None, _last_day(context.instantDatetime), dimensions
     if context.isStartEndPeriod:
-        return context.startDatetime.date(), _last_day(context.endDatetime), dimensions
+        return context.startDatetime and context.startDatetime.date(), _last_day(context.endDatetime), dimensions
     return None, None, dimensions
 
 
-def _last_day(moment: datetime) -> date:
+def _last_day(moment: datetime | None) -> date | None:
+    if moment is None:  # the filing gives none that can be read; Arelle's message says so
+        return None
     day = moment.date()
     return day - timedelta(days=1) if moment.time() == time(0) else day
 
