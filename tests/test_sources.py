@@ -16,7 +16,7 @@ from reperform import ingest, params, simulate, tables, validate
 from reperform.__main__ import main
 from reperform.errors import ReperformError
 from reperform.params import IngestParams
-from reperform.sources import draft, sample, terminal, trial
+from reperform.sources import draft, lines, sample, terminal, trial
 from reperform.sources.values import Column, moments
 from tests.conftest import ROOT
 from tests.demo_world import world_params
@@ -700,7 +700,7 @@ def test_a_field_of_many_megabytes_is_refused_in_a_few_words(project: Path, caps
     ],
 )
 def test_every_text_reads_back_from_the_draft_as_it_was(text: str) -> None:
-    content = OmegaConf.create(f"key: {draft.scalar(text)}")
+    content = OmegaConf.create(f"key: {lines.scalar(text)}")
     assert OmegaConf.to_container(content, resolve=True) == {"key": text}
 
 
@@ -776,3 +776,34 @@ def test_a_drafted_format_of_days_is_read_by_ingest(day: str, project: Path) -> 
     written(project, "mine", answered(text, {"time_zone": "UTC"}))
     _, rows = ingested(trial.load("mine"))
     assert rows["booked_at"].to_list() == [datetime(2024, 1, 31, tzinfo=UTC)] * 2
+
+
+def walk(way_of: dict[str, int], sign: bool) -> str:
+    """Rows of two accounts whose balances move as each kind says; with a sign in the amount, or without."""
+    rows, balance = ["id,account,kind,amount,balance,time"], {"A": 100.0, "B": 50.0}
+    for n in range(60):
+        account, kind = "AB"[n % 2], list(way_of)[n % len(way_of)]
+        amount = 1.25 + n / 4
+        balance[account] += way_of[kind] * amount
+        shown = -way_of[kind] * amount if sign else amount
+        rows.append(f"{n},{account},{kind},{shown},{balance[account]},2024-01-31T10:00:{n:02}Z")
+    return "\n".join(rows) + "\n"
+
+
+def test_balances_find_the_column_that_tells_the_direction(project: Path) -> None:
+    text = drafted(project, walk({"PRIJEM": 1, "VYDAJ": -1, "VYBER": -1}, sign=False))
+    amounts = yaml.safe_load(text)["sources"]["transactions"]["amounts"]
+    assert amounts["direction_column"] == "kind"
+    assert (amounts["in_values"], sorted(amounts["out_values"])) == (["PRIJEM"], ["VYBER", "VYDAJ"])
+    assert "balances say so in 58 steps" in text
+
+
+def test_balances_turn_round_a_sign_that_means_the_opposite(project: Path) -> None:
+    text = drafted(project, walk({"a": 1, "b": -1, "c": -1}, sign=True))
+    assert yaml.safe_load(text)["sources"]["transactions"]["amounts"]["negative"] == "in"
+    assert "balances move that way in 100% of 58 steps" in re.sub(r"\n *# ", " ", text)
+
+
+def test_balances_that_do_not_roll_say_nothing(project: Path) -> None:
+    rows = walk({"a": 1, "b": -1}, sign=False).replace(",2024", "9,2024")
+    assert "direction: TODO" in drafted(project, rows)

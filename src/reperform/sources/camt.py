@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reperform.errors import ReperformError
 from reperform.sources import sample
+from reperform.sources.lines import TODO, files_alike, said, scalar
 
 ISO_20022 = re.compile(r"urn:iso:std:iso:20022:tech:xsd:([a-z]{4}\.\d{3}\.\d{3}\.\d{2})")
 XBRL = ("http://www.xbrl.org/2003/instance", "http://www.xbrl.org/2013/inlineXBRL")
@@ -27,8 +28,6 @@ def source(path: Path, start: sample.Head) -> list[str]:
     Raises:
         ReperformError: for any other XML.
     """
-    from reperform.sources.draft import TODO, files_alike, said, scalar  # noqa: PLC0415  # the two need each other
-
     text = sample.decoded(start).content
     message = ISO_20022.search(text)
     pattern, why = files_alike(path)

@@ -2,20 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from reperform.sources import camt, layout, roles, sample
+from reperform.sources.lines import TODO, files_alike, mapping, said, scalar
 from reperform.sources.roles import Parts
 from reperform.sources.terminal import shown
 from reperform.sources.values import Column, Moments
 
-TODO = "TODO"
-WIDTH = 118
 MOST_UNUSED = 40
-_PLAIN = re.compile(r"[A-Za-z_](?:[A-Za-z0-9_./*-]| (?=\S))*")
-_RESERVED = {"true", "false", "yes", "no", "null", "on", "off", "y", "n", "todo", "none"}
 COPIED = (
     "transaction_id",
     "booked_at",
@@ -125,16 +121,6 @@ def _marks(parts: Parts) -> dict[str, tuple[Any, str]]:
     return found
 
 
-def files_alike(path: Path) -> tuple[str, str]:
-    """A glob for a file and those beside it whose names differ in digits alone, and what speaks for it."""
-    literal = sample.literal(path.name)
-    wide = re.sub(r"\d[\d._-]*\d|\d", "*", literal)
-    alike = [one for one in path.parent.glob(wide) if one.is_file()]
-    if len(alike) > 1 and "[" not in literal:
-        return wide, f"{len(alike)} files in the folder have names that differ in digits alone"
-    return literal, ""
-
-
 def _times(parts: Parts, indent: int) -> list[str]:
     """How moments are written, for the source as a whole."""
     main = _main_moments(parts)
@@ -207,7 +193,7 @@ def _origin(name: str, parts: Parts, path: Path) -> tuple[str, str]:
     remark = f"{shown(part.column.name)}: {part.why}"
     if name in ("latitude", "longitude") and parts.coordinates:
         place = 0 if name == "latitude" else 1
-        return _mapping(column=part.column.name, split=parts.coordinates, part=place), remark
+        return mapping(column=part.column.name, split=parts.coordinates, part=place), remark
     return scalar(part.column.name), remark
 
 
@@ -224,7 +210,7 @@ def _without_column(name: str, path: Path) -> tuple[str, str]:
             "nothing looks like an account: each record is one of its own, without a history. Is it so?",
         ),
         "entity_id": (
-            _mapping(constant=folder),
+            mapping(constant=folder),
             "the institution that reports; taken from the folder's name, change it at will",
         ),
         "currency": (f"{{constant: {TODO}}}", "no column holds codes of ISO 4217: in which currency are the amounts?"),
@@ -247,7 +233,7 @@ def _moment(name: str, parts: Parts) -> tuple[str, str]:
     remark = f"{shown(part.column.name)}: {part.why}"
     if own is None or main is None or own.format == main.format:
         return scalar(part.column.name), remark
-    return _mapping(column=part.column.name, format=own.format or TODO), remark
+    return mapping(column=part.column.name, format=own.format or TODO), remark
 
 
 def _amounts(parts: Parts) -> list[str]:
@@ -255,7 +241,8 @@ def _amounts(parts: Parts) -> list[str]:
     lines = ["    amounts:"]
     if "debit" in found and "credit" in found:
         for side, way in (("debit", "out"), ("credit", "in")):
-            lines += said(f"{shown(found[side].column.name)}: money {way}; {found[side].why}", 6)
+            more = f"; {parts.balances}" if parts.balances and way == "out" else ""
+            lines += said(f"{shown(found[side].column.name)}: money {way}; {found[side].why}{more}", 6)
             lines.append(f"{pad}{side}: {scalar(found[side].column.name)}")
         return lines
     if "amount" not in found:
@@ -271,15 +258,16 @@ def _way(parts: Parts) -> list[str]:
     pad = "      "
     negative = sum(value < 0 for value in parts.numbers(parts.found["amount"].column))
     if negative:
-        return [*said("a minus is taken for money that goes out: check it with a record that you know", 6),
-                f"{pad}negative: out"]  # fmt: skip
+        check = parts.balances or "check it with a record that you know"
+        return [*said(f"a minus is taken for money that goes {parts.negative}: {check}", 6),
+                f"{pad}negative: {parts.negative}"]  # fmt: skip
     if "direction" not in parts.found:
         return [*said("neither a sign nor a column tells the direction: do all amounts go `out`, or come `in`?", 6),
                 f"{pad}direction: {TODO}"]  # fmt: skip
     into, out = parts.direction_words
     part = parts.found["direction"]
     return [
-        *said(f"{shown(part.column.name)}: {part.why}; check it with a record that you know", 6),
+        *said(f"{shown(part.column.name)}: {part.why}; {parts.balances or 'check it with a record that you know'}", 6),
         f"{pad}direction_column: {scalar(part.column.name)}",
         f"{pad}in_values: {scalar(into)}",
         f"{pad}out_values: {scalar(out)}",
@@ -343,45 +331,3 @@ def _described(column: Column) -> str:
         return "always empty"
     examples = ", ".join(shown(value, 24) for value in list(column.counts)[:2])
     return f"{column.distinct:,} different in {len(column.values):,} values, such as {examples}"
-
-
-def said(text: str, indent: int = 0) -> list[str]:
-    """A remark, in lines that are not too long."""
-    words, pad = text.split(" "), " " * indent + "# "
-    lines = [pad]
-    for word in words:
-        if len(lines[-1]) + len(word) > WIDTH and lines[-1] != pad:
-            lines.append(pad)
-        lines[-1] += ("" if lines[-1] == pad else " ") + word
-    return [line.rstrip() for line in lines]
-
-
-def _mapping(**settings: Any) -> str:
-    return "{" + ", ".join(f"{key}: {scalar(value)}" for key, value in settings.items()) + "}"
-
-
-def scalar(value: Any) -> str:
-    """A value as YAML that reads back as the same, whatever characters it has."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"[{', '.join(scalar(one) for one in value)}]"
-    text = str(value)
-    if text == TODO or (_PLAIN.fullmatch(text) and text.lower() not in _RESERVED):
-        return text
-    return '"' + "".join(_quoted(text.replace("${", "\\${"))) + '"'
-
-
-def _quoted(text: str) -> Iterable[str]:
-    for one in text:
-        if one in '"\\':
-            yield f"\\{one}"
-        elif one == "\t":
-            yield "\\t"
-        elif one.isprintable():
-            yield one
-        else:
-            code = ord(one)
-            yield f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004  # what YAML writes with two, four and eight digits

@@ -177,8 +177,8 @@ def _missing_setting(missing: Sequence[str]) -> dict[str, tuple[Any, str]]:
 
 
 def _column(name: str, values: Sequence[str], missing: Sequence[str]) -> Column:
-    none = {"", *missing}
-    return Column(name, [value for value in values if value not in none], len(values))
+    cells = ["" if value in missing else value for value in values]
+    return Column(name, [cell for cell in cells if cell], len(cells), cells)
 
 
 def _quote(quote: str) -> dict[str, tuple[Any, str]]:

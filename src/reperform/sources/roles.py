@@ -5,12 +5,14 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from reperform.sources import balances
 from reperform.sources.layout import Layout
 from reperform.sources.values import (
     ALMOST_ALL,
     Column,
     Marks,
     Moments,
+    Part,
     coordinate_mark,
     country_share,
     currency_share,
@@ -80,19 +82,6 @@ PERSONAL = re.compile(r"(?:.*_)?(?:dob|birth.*|geburt.*)")
 OLD_BALANCE = re.compile(r".*(?:old|before|opening).*")
 
 
-@dataclass(frozen=True)
-class Part:
-    """A raw column in its part.
-
-    Args:
-        column: the raw column.
-        why: what speaks for it.
-    """
-
-    column: Column
-    why: str
-
-
 @dataclass
 class Parts:
     """Which column plays which part.
@@ -105,6 +94,8 @@ class Parts:
         direction_words: texts of the direction column for in and out.
         coordinates: the mark in a column that holds latitude and longitude.
         day_and_time: a column of days and one of times of day that belong together.
+        negative: what a negative amount means.
+        balances: what the balances say about the direction.
     """
 
     layout: Layout
@@ -114,6 +105,8 @@ class Parts:
     direction_words: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     coordinates: str = ""
     day_and_time: tuple[Column, Column] | None = None
+    negative: str = "out"
+    balances: str = ""
 
     def numbers(self, column: Column) -> list[float]:
         """A column's values as numbers, by the file's marks."""
@@ -147,6 +140,7 @@ def of(layout: Layout) -> Parts:
     parts = Parts(layout, marks(timeless), times)
     for find in (_label, _moments, _places, _amounts, _codes, _identifiers, _texts):
         find(parts)
+    balances.weigh(parts)
     return parts
 
 

@@ -58,11 +58,13 @@ class Column:
         name: as the header has it.
         values: its texts, without those that mean "no value".
         rows: how many records the sample has.
+        cells: one text for each record, empty where there is no value.
     """
 
     name: str
     values: Sequence[str]
     rows: int
+    cells: Sequence[str] = ()
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -88,6 +90,19 @@ class Column:
     def is_category(self) -> bool:
         """Whether few texts repeat."""
         return 0 < self.distinct <= min(MOST_CATEGORIES, max(2, len(self.values) // 3))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A raw column in its part.
+
+    Args:
+        column: the raw column.
+        why: what speaks for it.
+    """
+
+    column: Column
+    why: str
 
 
 @dataclass(frozen=True)
