@@ -467,7 +467,11 @@ def test_what_is_expected_is_the_mean_over_all_ways_to_shuffle_active_days() -> 
         shuffled = np.array([moved[int(t // day)] * day + t % day for t in other])
         met = {int(t // day) for t in own if (np.abs(shuffled - t) <= reach).any()}
         counts.append(len(met))
-    assert synchrony._expected(own, 8, other, 8, reach) == pytest.approx(np.mean(counts))
+    time, parts = np.concatenate([own, other]), np.full(24, -1)
+    places = np.arange(8), np.arange(8, 16)
+    expected = synchrony.expected_days(*places, time, time // day, time % day // hour, reach, parts)
+    assert expected == pytest.approx(np.mean(counts))
+    assert (parts == -1).all()
 
 
 def together(days: int, minutes: float, *, spread: bool) -> pl.DataFrame:

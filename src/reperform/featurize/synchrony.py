@@ -33,21 +33,21 @@ class Settings:
 
     minutes: int = 10
     window: str = "28d"
-    most_partners: int = 5
+    most_partners: int = 3
     most_nearby: int = 50
     most_records: int = 100
 
 
 def columns(settings: Settings) -> tuple[Column, ...]:
-    """Excess co-activity with the partner that shows it most, and what is behind it."""
+    """Excess co-activity with a partner, and what is behind it."""
     w, m = settings.window, settings.minutes
     alone = f"no other account of the entity is known to have acted in the last {m} minutes"
     return (
         Column(
             f"synchrony_surprise_{w}",
-            f"largest over accounts active in the last {m} minutes of -log10(partners x P(N >= n)), at least 0; n days "
-            "on which both acted together, N Poisson with the number expected when the partner's active days change "
-            "places",
+            "-log10(partners x P(N >= n)), at least 0, for the partner with most n per record, of accounts active in "
+            f"the last {m} minutes; n days on which both acted together, N Poisson with the number expected when the "
+            "partner's active days change places",
             "-log10 p",
             w,
             null_rule=alone,
@@ -96,63 +96,99 @@ def poisson_tail(n: int, mean: float) -> float:
 
 
 @kernel
-def _latest(rows: I64, begin: int, end: int, time: I64, enter: I64, now: int, oldest: int, out: I64) -> int:
-    """Times of an account's latest records before a moment that are known at it, latest first; returns their number."""
+def _latest(time: I64, enter: I64, begin: int, end: int, now: int, oldest: int, out: I64) -> int:
+    """Places of an account's latest records before a moment that are known at it, latest first; returns their number.
+
+    Args:
+        time: of records, in order within each account.
+        enter: first moment at which others can see each.
+        begin: where the account's records begin.
+        end: where they end.
+        now: the moment.
+        oldest: earlier records do not count.
+        out: where the places go; its length bounds them.
+    """
     low, high = begin, end
     while low < high:
         middle = (low + high) // 2
-        if time[rows[middle]] < now:
+        if time[middle] < now:
             low = middle + 1
         else:
             high = middle
     size = 0
-    for position in range(low - 1, begin - 1, -1):
-        row = rows[position]
-        if time[row] < oldest or size == len(out):
+    for place in range(low - 1, begin - 1, -1):
+        if time[place] < oldest or size == len(out):
             break
-        if enter[row] <= now:
-            out[size] = time[row]
+        if enter[place] <= now:
+            out[size] = place
             size += 1
     return size
 
 
 @kernel
-def _together(own: I64, own_size: int, other: I64, other_size: int, reach: int) -> int:
-    """On how many of one's days a record has one of the other's within reach; both in falling order."""
+def together_days(own: I64, other: I64, time: I64, day: I64, reach: int) -> int:
+    """On how many of one's days a record has one of the other's within reach.
+
+    Args:
+        own: places of one account's records, latest first.
+        other: places of the other's.
+        time: by place.
+        day: by place.
+        reach: microseconds between two records that act together.
+    """
     n, at, counted = 0, 0, -1
-    for position in range(own_size):
-        while at < other_size and other[at] > own[position] + reach:
+    for place in own:
+        while at < len(other) and time[other[at]] > time[place] + reach:
             at += 1
-        if at < other_size and other[at] >= own[position] - reach and own[position] // DAY_US != counted:
-            counted = own[position] // DAY_US
+        if at < len(other) and time[other[at]] >= time[place] - reach and day[place] != counted:
+            counted = day[place]
             n += 1
     return n
 
 
 @kernel
-def _expected(own: I64, own_size: int, other: I64, other_size: int, reach: int) -> float:
-    """What `_together` gives on average when the other's active days change places at random.
+def expected_days(own: I64, other: I64, time: I64, day: I64, part: I64, reach: int, first: I64) -> float:
+    """What `together_days` gives on average when the other's active days change places at random.
 
     A day of the own account without the other meets nothing; any other meets one of the other's active days, each as
-    likely as the next.
+    likely as the next. The clock is a circle: 23:59 and 00:01 are near.
+
+    Args:
+        own: places of one account's records, latest first.
+        other: places of the other's.
+        time: by place.
+        day: by place.
+        part: by place, in which of the equal parts of a day it lies; none is shorter than `reach`.
+        reach: microseconds between two records that act together.
+        first: -1 for each part; left as it was.
     """
-    day_of, active = np.empty(other_size, np.int64), 0
-    for at in range(other_size):
-        active += at == 0 or other[at] // DAY_US != other[at - 1] // DAY_US
+    parts, size = len(first), len(other)
+    day_of, following, active = np.empty(size, np.int64), np.empty(size, np.int64), 0
+    for at in range(size):
+        active += at == 0 or day[other[at]] != day[other[at - 1]]
         day_of[at] = active - 1
-    meets = np.zeros(active, np.int64)
-    total, shared, number = 0.0, False, 0
-    for position in range(own_size):
-        day, clock = own[position] // DAY_US, own[position] % DAY_US
-        if position == 0 or day != own[position - 1] // DAY_US:
+        following[at], first[part[other[at]]] = first[part[other[at]]], at
+    meets = np.full(active, -1, np.int64)
+    total, shared, number, at, today = 0.0, False, 0, 0, -1
+    for place in own:
+        if day[place] != today:
             total += number / active if shared else 0.0
-            shared, number = False, 0
-        for at in range(other_size):
-            shared = shared or other[at] // DAY_US == day or abs(other[at] - own[position]) <= reach
-            apart = abs(other[at] % DAY_US - clock)
-            if min(apart, DAY_US - apart) <= reach and meets[day_of[at]] != day:
-                meets[day_of[at]] = day
-                number += 1
+            shared, number, today = False, 0, day[place]
+        while at < size and time[other[at]] > time[place] + reach and day[other[at]] > today:
+            at += 1
+        shared = shared or (at < size and (day[other[at]] >= today or time[other[at]] >= time[place] - reach))
+        for step in range(-1, 2):
+            near = part[place] + step
+            near += parts if near < 0 else (-parts if near >= parts else 0)
+            candidate = first[near]
+            while candidate >= 0:
+                apart = abs(time[other[candidate]] - time[place] - DAY_US * (day[other[candidate]] - today))
+                if min(apart, DAY_US - apart) <= reach and meets[day_of[candidate]] != today:
+                    meets[day_of[candidate]] = today
+                    number += 1
+                candidate = following[candidate]
+    for at in range(size):
+        first[part[other[at]]] = -1
     return total + (number / active if shared else 0.0)
 
 
@@ -171,7 +207,7 @@ def synchrony(
     most_nearby: int,
     most_records: int,
 ) -> tuple[F64, F64, F64, I64]:
-    """For each row the partner with which its account acted together most beyond chance.
+    """For each row the partner that acted together with its account most, for what it does, and how far beyond chance.
 
     Args:
         entity_starts: where each entity's rows begin in `entity_rows`.
@@ -193,8 +229,12 @@ def synchrony(
     rows = len(time)
     surprise, n, expected = np.full(rows, np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
     found = np.zeros(rows, np.int64)
-    own, other = np.empty(most_records, np.int64), np.empty(most_records, np.int64)
-    partners = np.empty(most_partners, np.int64)
+    own, other, chosen = np.empty((3, most_records), np.int64)
+    partners, parts = np.empty(most_partners, np.int64), np.full(max(DAY_US // reach, 1), -1)
+    # By place among the accounts' rows: a walk over one account's records then stays in one piece of memory.
+    times, enters = time[account_rows], enter[account_rows]
+    days = times // DAY_US
+    part = (times - days * DAY_US) * len(parts) // DAY_US
     for code in range(len(entity_starts) - 1):
         for place in range(entity_starts[code], entity_starts[code + 1]):
             row = entity_rows[place]
@@ -216,36 +256,34 @@ def synchrony(
             found[row] = size
             if size == 0:
                 continue
-            mine, oldest = account[row], now - window
-            own_size = _latest(
-                account_rows, account_starts[mine], account_starts[mine + 1], time, enter, now, oldest, own
-            )
-            surprise[row], n[row], expected[row] = 0.0, 0.0, 0.0
+            oldest, begin, end = now - window, account_starts[account[row]], account_starts[account[row] + 1]
+            own_size = _latest(times, enters, begin, end, now, oldest, own)
+            best, best_size = 0, 1
             for position in range(size):
-                partner = partners[position]
-                other_size = _latest(
-                    account_rows, account_starts[partner], account_starts[partner + 1], time, enter, now - reach,
-                    oldest, other,
-                )  # fmt: skip
-                together = _together(own, own_size, other, other_size, reach)
-                if together == 0:
-                    continue
-                by_chance = _expected(own, own_size, other, other_size, reach)
-                value = poisson_tail(together, by_chance) - math.log10(size)
-                if value > surprise[row] or n[row] == 0:
-                    surprise[row], n[row], expected[row] = max(value, 0.0), together, by_chance
+                begin, end = account_starts[partners[position]], account_starts[partners[position] + 1]
+                # What the partner did within reach of the row has picked it, and proves nothing.
+                other_size = _latest(times, enters, begin, end, now - reach, oldest, other)
+                together = together_days(own[:own_size], other[:other_size], times, days, reach)
+                if together * best_size > best * other_size:
+                    best, best_size = together, other_size
+                    chosen[:other_size] = other[:other_size]
+            surprise[row], n[row], expected[row] = 0.0, best, 0.0
+            if best > 0:
+                expected[row] = expected_days(own[:own_size], chosen[:best_size], times, days, part, reach, parts)
+                surprise[row] = max(poisson_tail(best, expected[row]) - math.log10(size), 0.0)
     return surprise, n, expected, found
 
 
 def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """Synchrony with accounts that acted just before the row, as known then."""
     entity, history = codes(ledger.transactions["entity_id"]), ledger.by_account
+    of_account = history.by_time
     of_entity = Rows.ordered(entity, ledger.time, int(entity.max(initial=-1)) + 1)
     surprise, n, expected, partners = synchrony(
         of_entity.starts,
         of_entity.rows,
-        history.by_time.starts,
-        history.by_time.rows,
+        of_account.starts,
+        of_account.rows,
         ledger.account,
         ledger.time,
         history.enter,
