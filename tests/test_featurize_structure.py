@@ -323,3 +323,61 @@ def test_every_payment_is_in_the_graph_once_whoever_reports_it() -> None:
     graph = graph_of(featurize.ledger_of(rows, OURS, labels(), stage(), calendar()))
     assert (graph.pair >= 0).tolist().count(True) == 2
     assert graph_of(featurize.ledger_of(rows.clear(), OURS, labels(), stage(), calendar())).nodes == 0
+
+
+# --- scatter-gather as it closes -------------------------------------------------------------------------------------
+
+
+def gathered(*rows: dict[str, object]) -> list[float | None]:
+    return column(features(transactions(*rows), "network_graph", of=OURS), "network_gather_width_30d")
+
+
+def test_a_gather_is_seen_as_its_payments_arrive() -> None:
+    scatter = [pays("s", f"m{k}", k, 100.0 + k) for k in (1, 2, 3)]
+    gather = [pays(f"m{k}", "z", 10 + k, 95.0) for k in (1, 2, 3)]
+    assert gathered(*scatter, *gather) == [0, 0, 0, 0, 2, 3]
+
+
+def test_who_passes_on_another_amount_or_got_nothing_or_got_it_later_is_no_intermediate() -> None:
+    scatter = [pays("s", "m1", 1), pays("s", "m2", 2), pays("s", "b", 15)]
+    others = [pays("m1", "z", 10, 70.0), pays("a", "z", 11), pays("b", "z", 12)]
+    assert gathered(*scatter, *others, pays("m2", "z", 20))[-1] == 0
+
+
+def test_different_sources_are_no_common_source() -> None:
+    assert gathered(pays("s", "m1", 1), pays("a", "m2", 2), pays("m1", "z", 3), pays("m2", "z", 4)) == [0] * 4
+
+
+def test_money_that_goes_back_to_its_source_is_no_gather() -> None:
+    assert gathered(pays("s", "m1", 1), pays("s", "m2", 2), pays("m1", "s", 3), pays("m2", "s", 4)) == [0] * 4
+
+
+def test_one_intermediate_that_pays_twice_is_one() -> None:
+    twice = [pays("m1", "z", 3), pays("m1", "z", 4)]
+    assert gathered(pays("s", "m1", 1), pays("s", "m2", 2), *twice, pays("m2", "z", 5)) == [0, 0, 0, 0, 2]
+
+
+def test_what_arrives_late_is_no_part_of_a_gather_before() -> None:
+    late = [pays("s", "m1", 1, late=8), pays("s", "m2", 2), pays("m1", "z", 3)]
+    assert gathered(*late, pays("m2", "z", 4)) == [0, 0, 0, 0]
+    assert gathered(*late, pays("m2", "z", 10)) == [0, 0, 0, 2]
+
+
+def test_a_row_without_counterparty_gathers_nothing() -> None:
+    assert gathered({"hours": 1, "counterparty_id": None}) == [None]
+
+
+def test_the_search_for_intermediates_stops_at_its_bound() -> None:
+    """A hub that 100,000 payers pay, each of whom got money from one source."""
+    n = 100_000
+    source, hub = 0, n + 1
+    payer = np.concatenate([np.full(n, source), np.arange(1, n + 1)])
+    payee = np.concatenate([np.arange(1, n + 1), np.full(n, hub)])
+    time, cents = np.arange(2 * n, dtype=np.int64), np.full(2 * n, 100, np.int64)
+    order = np.lexsort((time, payee))
+    starts = np.searchsorted(payee[order], np.arange(n + 3))
+    width, cut, looked = motifs.gathering(starts, order, time, time + 1, cents, payer, payee, 1 << 40, 0.2, 1000)
+    assert looked.max() <= 1001
+    assert (width[n], width[n + 1], cut[n + 1]) == (0, 2, 0)
+    assert cut[-1] == 1
+    assert width.max() < 1000

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from reperform.featurize.kernels import F64, I64, Mask, distinct, returning_paths, times_seen
 from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger, codes, pair_codes
+from reperform.featurize.motifs import gathering
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.risk import positive_known
 from reperform.featurize.windows import History, Rows, length_us
@@ -60,6 +61,14 @@ def columns(settings: Settings) -> tuple[Column, ...]:
             null_rule=no_party,
         ),
         Column(
+            f"network_gather_width_{w}",
+            "payers of the payee, the row's included, that each passed on what one and the same source had paid them, "
+            f"within {settings.tolerance:.0%}; 0 if the row's is alone",
+            "payers",
+            w,
+            null_rule=no_party,
+        ),
+        Column(
             f"network_truncated_{w}",
             f"1 if the search stopped after {settings.most_edges} edges",
             "0 or 1",
@@ -106,8 +115,21 @@ def _paths(ledger: Ledger, settings: Settings) -> Values:
         settings.tolerance,
         settings.most_edges,
     )
+    width, cut, _ = gathering(
+        edges.starts,
+        edges.rows,
+        ledger.time,
+        np.maximum(ledger.known, ledger.time + 1),
+        ledger.cents,
+        np.where(named, payer, -1),
+        payee,
+        length_us(settings.window),
+        settings.tolerance,
+        settings.most_edges,
+    )
+    truncated = np.maximum(truncated, cut)
     w = settings.window
-    found = {"cycle_n": cycles, "cycle_longest": longest, "chain": chain, "truncated": truncated}
+    found = {"gather_width": width, "cycle_n": cycles, "cycle_longest": longest, "chain": chain, "truncated": truncated}
     return {f"network_{name}_{w}": np.where(named, values, np.nan) for name, values in found.items()}
 
 
@@ -171,7 +193,7 @@ KPI = Kpi(
     title="Network effect indicators over paths",
     family="network",
     formula="circles of at most 5 payments with strictly increasing times and amounts within 20 %, closed by the "
-    "row; chains that end in it; "
+    "row; chains that end in it; payments by which several intermediates gather what one source scattered; "
     "two-step links to accounts and counterparties with known anomalies",
     unit="counts",
     inputs=(

@@ -5,7 +5,7 @@ cap only the first are followed, in the order of names, and the node is marked a
 how many edges they looked at, so that a test can hold the bound against a hub.
 """
 
-# ruff: noqa: C901, PLR0912, PLR0917  # compiled functions take arguments by position, and a search over a graph is one loop
+# ruff: noqa: C901, PLR0912, PLR0915, PLR0917  # compiled functions take arguments by position, and a search over a graph is one loop
 
 from dataclasses import dataclass
 
@@ -234,6 +234,106 @@ def scatter_gather(
                 width[source] = max(width[source], reached[target])
                 width[target] = max(width[target], reached[target])
     return motifs, width, cut, looked
+
+
+@kernel
+def _earlier(time: I64, rows: I64, start: int, end: int, moment: int) -> int:
+    """Position after the last of the rows that happened before a moment; they are in order of time."""
+    while start < end:
+        middle = (start + end) // 2
+        if time[rows[middle]] < moment:
+            start = middle + 1
+        else:
+            end = middle
+    return start
+
+
+@kernel
+def gathering(
+    edge_starts: I64,
+    edge_rows: I64,
+    time: I64,
+    enter: I64,
+    cents: I64,
+    payer: I64,
+    payee: I64,
+    window_us: int,
+    tolerance: float,
+    most_edges: int,
+) -> tuple[I64, I64, I64]:
+    """Intermediates through which one source's money reaches the row's payee, when the row is the last such payment.
+
+    The row's payer has got such an amount from a source before. Which others have paid the payee before the row, each
+    after having got such an amount from the same source?
+
+    Args:
+        edge_starts: where each node's incoming payments begin in `edge_rows`.
+        edge_rows: rows per payee in order of time.
+        time: microseconds.
+        enter: first moment at which others can see each row.
+        cents: amounts.
+        payer: node that pays; -1 where a side is not named.
+        payee: node that is paid.
+        window_us: age of the oldest payment.
+        tolerance: share by which what an intermediate got may differ from what it passes on.
+        most_edges: payments that are looked at per row.
+
+    Returns:
+        Per row: intermediates of the source with most of them, the row's payer included, 0 if it is alone; 1 if the
+        search was cut short; payments looked at.
+    """
+    rows, nodes = len(time), len(edge_starts) - 1
+    width, truncated, looked = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    is_source, found = np.full(nodes, -1, np.int64), np.zeros(nodes, np.int64)
+    counted, last = np.full(nodes, -1, np.int64), np.full(nodes, -1, np.int64)
+    for row in range(rows):
+        if payer[row] < 0 or payer[row] == payee[row]:
+            continue
+        now, oldest = time[row], time[row] - window_us
+        sources, cut = 0, False
+        own = payer[row]
+        at = _earlier(time, edge_rows, edge_starts[own], edge_starts[own + 1], now)
+        while at > edge_starts[own] and time[edge_rows[at - 1]] >= oldest:
+            at -= 1
+            looked[row] += 1
+            if looked[row] > most_edges:
+                cut = True
+                break
+            given = edge_rows[at]
+            if enter[given] > now or abs(cents[given] - cents[row]) > tolerance * cents[row]:
+                continue
+            if payer[given] != payee[row] and is_source[payer[given]] != row:
+                is_source[payer[given]], found[payer[given]], last[payer[given]] = row, 0, own
+                sources += 1
+        counted[own] = row
+        at = _earlier(time, edge_rows, edge_starts[payee[row]], edge_starts[payee[row] + 1], now)
+        while sources and not cut and at > edge_starts[payee[row]] and time[edge_rows[at - 1]] >= oldest:
+            at -= 1
+            looked[row] += 1
+            if looked[row] > most_edges:
+                cut = True
+                break
+            passed = edge_rows[at]
+            middle = payer[passed]
+            if enter[passed] > now or counted[middle] == row:
+                continue
+            before = _earlier(time, edge_rows, edge_starts[middle], edge_starts[middle + 1], time[passed])
+            while before > edge_starts[middle] and time[edge_rows[before - 1]] >= oldest:
+                before -= 1
+                looked[row] += 1
+                if looked[row] > most_edges:
+                    cut = True
+                    break
+                given = edge_rows[before]
+                source = payer[given]
+                if enter[given] > now or is_source[source] != row or last[source] == middle:
+                    continue
+                if abs(cents[given] - cents[passed]) <= tolerance * cents[passed]:
+                    found[source] += 1
+                    last[source], counted[middle] = middle, row
+                    width[row] = max(width[row], found[source] + 1)
+        truncated[row] = cut
+    return width, truncated, looked
 
 
 @kernel
