@@ -195,7 +195,7 @@ class _Reader(Guarded):
                 break
             begin = buffer.find(self._start_tag, at, end)
             # First up to the next entry, which may be alike; then that entry, when it is not.
-            to = begin if begin > at and not self._is_between else end + len(self._end_tag)
+            to = begin if begin > at else end + len(self._end_tag)
             self._parse(buffer[at:to])
             at = to
         if not self._end_tag or len(buffer) - at > MOST_TOKEN_BYTES:
