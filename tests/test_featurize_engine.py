@@ -1,5 +1,6 @@
 """One implementation: any bucket of whole keys, any number of threads, files or executors give the same bits."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from reperform import featurize
 from reperform.errors import ReperformError
-from reperform.featurize import buckets, engine
+from reperform.featurize import buckets, dictionary, engine
 from reperform.featurize.kpis import KPIS
 from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Values
@@ -193,6 +194,22 @@ def test_a_table_in_files_has_the_same_features(
     assert_same_features(in_files(TABLES, tmp_path, how), local)
 
 
+@pytest.mark.slow
+def test_two_executors_of_spark_give_the_same_features(local: featurize.Features, tmp_path: Path) -> None:
+    pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'reperform[spark]'")
+    if shutil.which("java") is None:
+        pytest.skip("there is no Java")
+    how = EngineParams(name="spark", master="local-cluster[2,1,1024]", part_rows=100, row_group_rows=250, threads=1)
+    assert_same_features(in_files(TABLES, tmp_path, how), local)
+
+
+def test_without_java_spark_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(ReperformError, match=r"Java 17|pyspark"):
+        in_files(TABLES, tmp_path, EngineParams(name="spark"))
+
+
 def test_an_empty_table_in_files_gives_empty_files(tmp_path: Path) -> None:
     rows, labelled, of = TABLES
     empty = (rows.clear(), labelled.clear(), of)
@@ -205,3 +222,10 @@ def test_an_empty_table_gives_empty_columns() -> None:
     made = featurize.featurize(rows.clear(), of, labelled.clear(), stage(**SETTINGS), calendar())
     assert made.table.is_empty()
     assert made.table.schema["velocity_1h"] == pl.Float64
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 9, 50, 51, 100, 101, 999])
+def test_quantiles_are_those_of_polars(n: int) -> None:
+    values = pl.Series([None, *np.random.default_rng(n).normal(size=n).round(1)], dtype=pl.Float64)
+    expected = {f"{q:g}": values.quantile(q, "nearest") for q in dictionary.QUANTILES}
+    assert dictionary.quantiles(values) == expected

@@ -1,7 +1,9 @@
 """The feature dictionary: for every column what it means, where it comes from, and how it is distributed."""
 
+import math
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from reperform.featurize.registry import Column, Kpi
@@ -37,8 +39,15 @@ def entry(kpi: Kpi, column: Column, values: pl.Series, absent: frozenset[str]) -
         "is_model_input": column.is_model_input and null_share != 1,
         "null_share": null_share,
         "null_reason": _reason(kpi, null_rule, null_share, absent),
-        "quantiles": {f"{q:g}": values.quantile(q, "nearest") for q in QUANTILES},
+        "quantiles": quantiles(values),
     }
+
+
+def quantiles(values: pl.Series) -> dict[str, float | None]:
+    """Nearest-rank quantiles of the known values, null without any; sorted once for all of them."""
+    known = np.sort(values.drop_nulls().to_numpy())
+    ranks = {f"{q:g}": math.floor(q * (len(known) - 1) + 0.5) for q in QUANTILES}
+    return {q: float(known[rank]) if len(known) else None for q, rank in ranks.items()}
 
 
 def _reason(kpi: Kpi, null_rule: str, null_share: float | None, absent: frozenset[str]) -> str | None:

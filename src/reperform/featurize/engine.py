@@ -23,9 +23,18 @@ ALWAYS_READ = ("transaction_id", "booked_at", "known_at", "account_id")
 
 @dataclass(frozen=True)
 class Task:
-    """One KPI with its settings, the columns that they make, and what was learned for it."""
+    """One KPI with its settings, the columns that they make, and what was learned for it.
+
+    Args:
+        kpi: its declaration.
+        given: its settings as parameters give them.
+        settings: the same, checked and completed.
+        columns: that they make.
+        fitted: what was learned.
+    """
 
     kpi: Kpi
+    given: dict[str, Any]
     settings: Any
     columns: tuple[Column, ...]
     fitted: dict[str, Any]
@@ -93,7 +102,8 @@ def tasks(kpis: Sequence[Kpi], stage: FeaturizeParams, fitted: Mapping[str, dict
     out = []
     for kpi in kpis:
         settings = kpi.settings_of(stage.settings)
-        out.append(Task(kpi, settings, kpi.columns(settings), fitted.get(kpi.name, {})))
+        given = dict(stage.settings.get(kpi.settings_key or kpi.name, {}))
+        out.append(Task(kpi, given, settings, kpi.columns(settings), fitted.get(kpi.name, {})))
     return out
 
 
