@@ -585,6 +585,25 @@ def test_none_of_them_looks_ahead() -> None:
     assert [cut.columns for cut in got.cuts] == [()] * 8
 
 
+COUNTS = ("benford_n_180d", "concentration_counterparty_n_30d", "structuring_of_n_10d", "smurfing_accounts_of_n_7d")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_late_record_counts_from_its_arrival_and_rows_of_one_moment_do_not_see_each_other(name: str) -> None:
+    rows = transactions({"hours": 0, "late": 3}, {"hours": 2}, {"hours": 2}, {"hours": 3}, {"hours": 4})
+    got = column(features(rows, "benford", "concentration", "thresholds", "thresholds_counterparty", **ALL), name)
+    own = int(name.startswith(("structuring", "smurfing")))  # these count the row itself
+    assert got == [own, own, own, 3 + own, 4 + own]
+
+
+def test_an_account_that_nobody_knew_before_its_late_first_record_has_no_days() -> None:
+    rows = transactions({"hours": 1, "late": 48}, {"hours": 30}, {"hours": 60})
+    got = features(rows, "frequency", fitted={"frequency": {"prior": {}, "all": [2.0, 4.0]}})
+    # At the start of day 1 nothing is known, at that of day 2 the record of day 1.
+    assert column(got, "frequency_n") == [None, None, 1]
+    assert column(got, "frequency_days_n") == [None, None, 0]
+
+
 @pytest.mark.parametrize("name", ["benford", "concentration", "correlation", "correlation_peers", "synchrony"])
 def test_one_row_has_counts_of_nothing_and_no_value(name: str) -> None:
     got = features(transactions({"hours": 0}), name).row(0, named=True)
