@@ -1,7 +1,11 @@
 """Stage validate: every rule catches what it is for, nothing is lost, and quality.json says what the data are like."""
 
+import csv
 import hashlib
+import io
 import json
+import re
+import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,14 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from reperform import figures, params, quality, schemas, validate, validity
+from reperform import figures, params, quality, quality_changes, schemas, severity, spreadsheet, validate, validity
 from reperform.errors import ReperformError
 from reperform.figures import validate as draw
+from reperform.markup import literal, pipe_table
 from tests.conftest import ROOT
 from tests.test_ingest import command
 
 NOON = datetime(2025, 4, 1, 12, tzinfo=UTC)
-SEVERITY = yaml.safe_load((ROOT / "conf" / "validate" / "default.yaml").read_text())["rules"]
+SECTION = yaml.safe_load((ROOT / "conf" / "validate" / "default.yaml").read_text())
+SEVERITY = SECTION["rules"]
+LIMITS = validity.amount_limits(SECTION["amount_limits"])
+MORE = ("quarantine", "quality_days", "quality_mixes", "findings")
 Raw = dict[str, pl.DataFrame]
 
 
@@ -110,6 +118,9 @@ BREAKS: dict[str, Callable[[], Raw]] = {
     "coordinates_paired": lambda: changed("transactions", 4, latitude=None),
     "balance_rolls": lambda: changed("transactions", 4, balance_after=150.01),
     "content_unrepeated": lambda: changed("transactions", 4, booked_at=NOON + timedelta(hours=4), balance_after=None),
+    "not_to_itself": lambda: changed("transactions", 4, counterparty_id="A"),
+    "amount_in_minor_units": lambda: changed("transactions", 4, amount=10.001, balance_after=None),
+    "amount_within_limit": lambda: changed("transactions", 4, amount=100_001.0, balance_after=None),
     "labels_contract": lambda: changed("labels", 1, is_anomaly=None),
     "label_unique": lambda: doubled("labels"),
     "label_of_known_transaction": lambda: changed("labels", 1, transaction_id="T99"),
@@ -148,7 +159,7 @@ def test_every_rule_has_a_severity_and_a_table_that_breaks_it() -> None:
 def test_every_rule_catches_what_it_is_for(name: str) -> None:
     raw = BREAKS[name]()
     table = validity.table_of(name)
-    one = validate.check_all(raw, SEVERITY | {name: "quarantine"})[table]
+    one = validate.check_all(raw, SEVERITY | {name: "quarantine"}, limits=LIMITS)[table]
     (found,) = [finding for finding in one.findings if finding.name == name]
     assert found.failing == found.quarantined == 1
     (row,) = one.refused.to_dicts()
@@ -161,7 +172,7 @@ def test_every_rule_catches_what_it_is_for(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BREAKS if not name.endswith(("_contract", "_unique"))])
 def test_a_warning_is_counted_and_keeps_the_row(name: str) -> None:
     raw = BREAKS[name]()
-    one = validate.check_all(raw, dict.fromkeys(SEVERITY, "warn"))[validity.table_of(name)]
+    one = validate.check_all(raw, dict.fromkeys(SEVERITY, "warn"), limits=LIMITS)[validity.table_of(name)]
     assert one.clean.height == raw[validity.table_of(name)].height
     assert next(f for f in one.findings if f.name == name).failing == 1
 
@@ -169,7 +180,7 @@ def test_a_warning_is_counted_and_keeps_the_row(name: str) -> None:
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_rule_can_stop_the_run(name: str) -> None:
     with pytest.raises(ReperformError, match=rf"break rule {name}[\s\S]*what to do"):
-        validate.check_all(BREAKS[name](), SEVERITY | {name: "stop"})
+        validate.check_all(BREAKS[name](), SEVERITY | {name: "stop"}, limits=LIMITS)
 
 
 def test_the_quarantine_says_where_a_row_came_from() -> None:
@@ -177,6 +188,137 @@ def test_the_quarantine_says_where_a_row_came_from() -> None:
     assert (row["source_file"], row["source_record"], row["column"], row["value"]) == ("bank/a.csv", 5, "country", "UK")
     (label,) = validate.check_all(BREAKS["label_of_known_transaction"](), SEVERITY)["labels"].refused.to_dicts()
     assert (label["source_file"], label["source_record"]) == ("data/ingest/labels.parquet", 2)
+
+
+def test_refused_rows_of_other_tables_name_the_raw_file_and_record_too() -> None:
+    origin = {"table": "labels", "key": "T99", "source_file": "labels.csv", "source_record": 7}
+    filed = {"table": "filings", "key": "F1", "source_file": "bank/f.xbrl", "source_record": 0}
+    origins = pl.DataFrame([origin, filed], schema=schemas.polars_schema(schemas.ORIGINS))
+    checked = validate.check_all(BREAKS["label_of_known_transaction"](), SEVERITY, origins=origins)
+    (label,) = checked["labels"].refused.to_dicts()
+    assert (label["source_file"], label["source_record"]) == ("labels.csv", 7)
+    checked = validate.check_all(changed("facts", concept=None, source_line=12), SEVERITY, origins=origins)
+    (fact,) = checked["facts"].refused.to_dicts()
+    assert (fact["source_file"], fact["source_record"]) == ("bank/f.xbrl", 12)
+
+
+def test_limits_of_amounts_are_looked_up_from_the_most_specific_to_any() -> None:
+    limits = validity.amount_limits({"EUR": {"card": 10, "default": 50}, "any": {"wire": 70, "default": 20}})
+    (rule,) = [rule for rule in validity.RULES if rule.name == "amount_within_limit"]
+    told = [
+        ("EUR", "card", 11.0),
+        ("EUR", "wire", 51.0),
+        ("EUR", None, 50.0),
+        ("USD", "wire", 70.0),
+        ("USD", None, 21.0),
+    ]
+    rows = frame("transactions", [transaction(n, currency=c, channel=h, amount=a) for n, (c, h, a) in enumerate(told)])
+    assert rule.failing(rows, {"amount_limits": limits}).to_list() == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("currency", "amount", "fails"),
+    [("EUR", 1.25, False), ("EUR", 1.255, True), ("JPY", 100.0, False), ("JPY", 100.5, True), ("BHD", 1.125, False),
+     ("BHD", 1.1255, True), ("XAU", 0.12345, False), ("EUR", 123456789.01, False)],
+)  # fmt: skip
+def test_amounts_have_the_places_of_their_currency(currency: str, amount: float, *, fails: bool) -> None:
+    rows = frame("transactions", [transaction(1, currency=currency, amount=amount)])
+    (rule,) = [rule for rule in validity.RULES if rule.name == "amount_in_minor_units"]
+    assert rule.failing(rows, {}).fill_null(value=False).to_list() == [fails]
+
+
+WRONG_SECTIONS = [
+    ({"feeds": SECTION["feeds"] | {"missing_dya": "warn"}}, "missing_dya.*did you mean missing_day"),
+    ({"feeds": SECTION["feeds"] | {"missing_day": "quarantine"}}, "no rows to keep out"),
+    ({"feeds": SECTION["feeds"] | {"missing_day": "perhaps"}}, "missing_day"),
+    ({"feed_limits": SECTION["feed_limits"] | {"volume_y": 3}}, "volume_y.*did you mean volume_z"),
+    ({"amount_limits": {"EUD": {"default": 3}}}, "EUD"),
+    ({"rules": SEVERITY | {"country_known": "ignore"}}, "country_known"),
+    ({"rules": SEVERITY | {"country_knwon": "warn"}}, "country_knwon"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "says"), WRONG_SECTIONS)
+def test_a_wrong_setting_is_refused_when_parameters_are_composed(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ReperformError) as caught:
+        params.build(params.ValidateParams, SECTION | wrong, "validate")
+    assert re.search(says, str(caught.value).replace("\n", " "))
+
+
+def test_every_rule_says_what_a_data_owner_can_do() -> None:
+    assert set(validity.FIXES) == set(validity.names())
+
+
+def test_findings_name_file_day_value_and_what_to_do(project: Path) -> None:
+    result = validate.run(ingested(project, BREAKS["country_known"]()))
+    (one,) = result.findings.to_dicts()
+    assert (one["rule"], one["severity"], one["file"], one["day"]) == (
+        "country_known",
+        "quarantine",
+        "bank/a.csv",
+        NOON.date(),
+    )
+    assert "record 5" in one["observed"]
+    assert "'UK'" in one["observed"]
+    assert "ISO 3166-1" in one["fix"]
+
+
+def test_what_changed_is_kept_beside_the_outputs_and_never_in_them(project: Path) -> None:
+    given = ingested(project, good())
+    validate.run(given)
+    assert "no earlier run" in quality_changes.told()
+    first = written(project)
+    validate.run(ingested_again(project, BREAKS["country_known"]()))
+    told = quality_changes.told()
+    assert "transactions: quarantined" in told.replace("\\", "")
+    assert (project / "reports" / "quality_changes.md").read_text(encoding="utf-8") == told
+    validate.run(ingested_again(project, good()))
+    assert written(project) == first
+
+
+def ingested_again(project: Path, raw: Raw) -> params.ValidateParams:
+    shutil.rmtree(project / "data" / "ingest")
+    return ingested(project, raw)
+
+
+HOSTILE = "a|b<script>alert(1)</script>`x`;rm -rf $HOME.csv"
+
+
+def test_a_hostile_file_name_goes_through_and_stays_text(project: Path) -> None:
+    result = validate.run(ingested(project, changed("transactions", 4, country="UK", source_file=HOSTILE)))
+    assert result.findings["file"].to_list() == [HOSTILE]
+    assert result.quarantine["source_file"].to_list() == [HOSTILE]
+    table = pipe_table(result.document["findings"], {"file": "file", "observed": "observed"})
+    (row,) = table.splitlines()[2:]
+    assert "<script>" not in row.replace("\\<", "")
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+@pytest.mark.parametrize("text", ["` `<script>`", "``", "`a`b`", "`", "a\r\nb", "`x\n\n<b>`"])
+def test_no_text_closes_its_own_code_span_or_line(text: str) -> None:
+    got = literal(text)
+    assert "\n" not in got
+    assert "\r" not in got
+    plain = re.sub(r"\\[`<>]", "", got)
+    assert plain.count("`") in (0, 2)
+    assert plain.count("`") == 0 or (plain[0] == plain[-1] == "`")
+
+
+@pytest.mark.parametrize(
+    ("cell", "safe"),
+    [("=1+1", "'=1+1"), ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"), ("@SUM(A1)", "'@SUM(A1)"), ("-2+3", "'-2+3"),
+     ("\t=1", "'\t=1"), ("\r=1", "'\r=1"), (" =1", "' =1"),
+     ("-12.50", "-12.50"), ("+1e5", "+1e5"), ("-1,234.5", "-1,234.5"),
+     ("MER0061385", "MER0061385"), ("", "")],
+)  # fmt: skip
+def test_no_cell_is_run_by_a_spreadsheet(cell: str, safe: str) -> None:
+    assert spreadsheet.neutral(cell) == safe
+    out = io.StringIO()
+    source = io.StringIO(newline="")
+    csv.writer(source).writerow(["id", cell])
+    spreadsheet.neutral_csv(io.StringIO(source.getvalue(), newline=""), out)
+    (row,) = csv.reader(io.StringIO(out.getvalue(), newline=""))
+    assert row == ["id", safe]
 
 
 def test_a_row_that_refers_to_a_refused_row_is_refused_as_well() -> None:
@@ -239,7 +381,7 @@ def test_counts_that_do_not_add_up_are_an_error() -> None:
 )
 def test_severities_belong_to_rules_that_exist(rules: dict[str, str], says: str) -> None:
     with pytest.raises(ReperformError, match=says):
-        validate.severities(rules)
+        severity.of_rules(rules)
 
 
 DEFECTS = st.sampled_from(
@@ -270,7 +412,12 @@ def test_what_comes_in_goes_on_or_waits_in_quarantine(defects: list[dict[str, An
     schemas.checked(one.clean, schemas.TRANSACTIONS)
 
 
-def ingested(project: Path, raw: Raw, quarantine: list[dict[str, Any]] | None = None) -> params.ValidateParams:
+def ingested(
+    project: Path,
+    raw: Raw,
+    quarantine: list[dict[str, Any]] | None = None,
+    section: dict[str, Any] | None = None,
+) -> params.ValidateParams:
     """A project in which ingest has written these tables, and the parameters of validate."""
     folder = project / "data" / "ingest"
     folder.mkdir(parents=True)
@@ -280,7 +427,7 @@ def ingested(project: Path, raw: Raw, quarantine: list[dict[str, Any]] | None = 
     refused.write_parquet(folder / "quarantine.parquet")
     counts = {"files": [{}], "rows_in": sum(t.height for t in raw.values()), "left_out": {}, "counts": {}}
     (folder / "receipt.json").write_text(json.dumps({"sources": {"bank": counts}}))
-    section = {"stop_above_share": 1.0, "rules": SEVERITY}
+    section = SECTION | {"stop_above_share": 1.0} | (section or {})
     (project / "params.yaml").write_text(yaml.safe_dump({"validate": section}))
     return params.load(params.ValidateParams)
 
@@ -347,6 +494,9 @@ def test_a_day_without_rows_is_a_gap(project: Path) -> None:
 
 FIGURES: dict[str, Callable[[validate.Validated], Figure]] = {
     "rows_per_day": lambda result: draw.rows_per_day(result.days),
+    "amounts": lambda result: draw.amounts(result.mixes),
+    "hours": lambda result: draw.hours(result.mixes),
+    "mix": lambda result: draw.mix(result.mixes, "channel"),
     "completeness": lambda result: draw.completeness(quality.completeness_frame(result.document)),
     "lateness": lambda result: draw.lateness(quality.lateness_frame(result.document)),
     "label_delay": lambda result: draw.label_delay(quality.delay_frame(result.document)),
@@ -378,9 +528,7 @@ def test_without_data_every_output_is_there(project: Path) -> None:
     assert result.document["labels"]["n"] == result.document["filings"]["n"] == 0
     assert result.document["labels"]["delay_days"]["0.95"] is None
     assert {row["answer"] for row in quality.fitness(result.document)} == {"does not apply"}
-    assert set(written(project)) == {f"{n}.parquet" for n in (*validity.ORDER, "quarantine", "quality_days")} | {
-        "quality.json"
-    }
+    assert set(written(project)) == {f"{n}.parquet" for n in (*validity.ORDER, *MORE)} | {"quality.json"}
 
 
 def test_filings_alone_are_enough(project: Path) -> None:

@@ -62,6 +62,12 @@ def add_commands(sub: Any) -> None:
     one = sub.add_parser("certify", help="prove that no KPI looks ahead: change what comes after a moment, and compare")
     one.add_argument("--cuts", type=int, default=3, help="moments to compare at (default: 3)")
     one.set_defaults(call=_certify)
+    one = sub.add_parser("defects", help="plant what feeds get wrong, and report which kinds ingest and validate catch")
+    one.add_argument("--seed", type=int, default=1, help="of the small world and of the defects (default: 1)")
+    one.add_argument("--keep", default=None, metavar="DIR", help="keep the spoiled files and what was made of them")
+    one.set_defaults(call=_defects)
+    one = sub.add_parser("quality-changes", help="say what changed in the data since the last run with other data")
+    one.set_defaults(call=_quality_changes)
     one = sub.add_parser("summary", help="say what the last run found, and open its report")
     one.set_defaults(call=_summary)
     _add_sources(sub.add_parser("sources", help="describe data of your own: draft a map of a file, and try it"))
@@ -102,6 +108,21 @@ def _certify(arguments: argparse.Namespace) -> int:
     from reperform import certify  # noqa: PLC0415  # pulls in the KPIs
 
     return certify.main(arguments.cuts)
+
+
+def _defects(arguments: argparse.Namespace) -> int:
+    from pathlib import Path  # noqa: PLC0415  # only here
+
+    from reperform import defects  # noqa: PLC0415  # pulls in the whole of ingest
+
+    return defects.main(arguments.seed, Path(arguments.keep) if arguments.keep else None)
+
+
+def _quality_changes(_: argparse.Namespace) -> int:
+    from reperform import quality_changes  # noqa: PLC0415  # no other command needs it
+
+    print(quality_changes.told().rstrip())
+    return 0
 
 
 def _summary(_: argparse.Namespace) -> int:

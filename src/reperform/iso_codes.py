@@ -30,3 +30,16 @@ _COUNTRIES = """
 
 CURRENCIES = frozenset(_ACTIVE_CURRENCIES.split()) | frozenset(_WITHDRAWN_CURRENCIES.split())
 COUNTRIES = frozenset(_COUNTRIES.split())
+# Decimal places of a currency's minor unit, where they are not two (ISO 4217, list one). Units without one (gold,
+# testing) are left out: any number of places is right for them.
+_NO_MINOR_UNIT = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
+_THREE_PLACES = "BHD IQD JOD KWD LYD OMR TND"
+_FOUR_PLACES = "CLF UYW"
+_ANY_PLACES = "XAG XAU XBA XBB XBC XBD XDR XPD XPT XSU XUA"
+
+MINOR_UNITS = (
+    dict.fromkeys(sorted(CURRENCIES - set(_ANY_PLACES.split())), 2)
+    | dict.fromkeys(_NO_MINOR_UNIT.split(), 0)
+    | dict.fromkeys(_THREE_PLACES.split(), 3)
+    | dict.fromkeys(_FOUR_PLACES.split(), 4)
+)

@@ -44,9 +44,9 @@ def pipe_table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -
 
 def literal(text: str) -> str:
     """Text that markdown takes literally inside a table cell or a span."""
-    if text.startswith("`") and text.endswith("`"):
-        return text.replace("|", "\\|")
-    cleaned = text.replace("\n", " ").replace("\\", "\\\\")
+    if len(text) > 2 and text.startswith("`") and text.endswith("`") and "`" not in text[1:-1]:  # noqa: PLR2004  # more than its quotes
+        return " ".join(text.split()).replace("|", "\\|")
+    cleaned = " ".join(text.splitlines()).replace("\\", "\\\\")
     for mark in "|*_[]<>$@#^~`":
         cleaned = cleaned.replace(mark, f"\\{mark}")
     return cleaned

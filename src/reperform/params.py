@@ -69,10 +69,27 @@ class IngestParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class ValidateParams:
-    """Which rules warn, quarantine or stop, and from what share of refused rows the run stops."""
+    """Which rules warn, quarantine or stop, and from what share of refused rows the run stops.
+
+    Args:
+        stop_above_share: of a table's rows in quarantine.
+        rules: severity of each rule about rows.
+        feeds: severity of each rule about whole feeds.
+        feed_limits: what the feed rules call too much; see conf/validate/.
+        amount_limits: largest plausible amount by currency (`any` for the others) and channel (`default` likewise).
+    """
 
     stop_above_share: Share
     rules: dict[str, Literal["warn", "quarantine", "stop"]]
+    feeds: dict[str, Literal["warn", "quarantine", "stop"]]
+    feed_limits: dict[str, Positive]
+    amount_limits: dict[str, dict[str, Positive]]
+
+    def __post_init__(self) -> None:
+        """Check every name now, so that a misspelt rule is found before the first stage runs."""
+        from reperform import severity  # noqa: PLC0415  # its modules build on this one
+
+        severity.check(self.rules, self.feeds, self.feed_limits, self.amount_limits)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -8,9 +8,11 @@ from typing import Any
 import polars as pl
 
 from reperform import schemas, validity
+from reperform.feeds.finding import FEED_RULES, FeedFinding, as_frame, as_rows
 
 Tables = Mapping[str, pl.DataFrame]
 LATENESS_QUANTILES = (0.5, 0.9, 0.99, 1.0)
+AMOUNT_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LATE_AFTER_HOURS = 24
 MUCH_LATE = 0.05  # a feed of which more than this share comes late deserves a look
 DELAY_EDGES_DAYS = (0, 1, 2, 3, 5, 7, 10, 14, 21, 30, 45, 60, 90)
@@ -19,10 +21,152 @@ _ISO = "%Y-%m-%dT%H:%M:%SZ"
 _ORIGIN = ("source_file", "source_record")
 
 
-def as_finding(finding: Any) -> dict[str, Any]:
+def as_finding(finding: Any, table: str) -> dict[str, Any]:
     """A rule's finding with what the rule means."""
-    one = asdict(finding)
-    return {**one, "table": validity.table_of(finding.name), "says": validity.meaning(finding.name)}
+    return {**asdict(finding), "table": table, "says": validity.meaning(finding.name)}
+
+
+def findings(
+    feed: Sequence[FeedFinding], failing: Tables, severity: Mapping[str, str], source_of: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Everything that a data owner should look at, by source and file: feeds first checked, then rows.
+
+    Args:
+        feed: what feed checks have found.
+        failing: by table, rows that break a rule by rule and file, as in `validate.Checked`.
+        severity: by row rule.
+        source_of: from raw files to their sources.
+    """
+    rows = [
+        FeedFinding(
+            source=source_of.get(row["source_file"], row["source_file"].split("/")[0]),
+            rule=row["rule"],
+            file=row["source_file"],
+            rows=row["n"],
+            observed=_observed(row),
+            expected=validity.meaning(row["rule"]),
+            day=row["first_day"] if row["n_days"] == 1 else None,
+            table=table,
+            severity=severity[row["rule"]],
+        )
+        for table, one in failing.items()
+        for row in one.iter_rows(named=True)
+    ]
+    advice = validity.FIXES | {rule: fix for rule, (_, fix) in FEED_RULES.items()}
+    return as_rows([*feed, *rows], advice)
+
+
+def _observed(row: Mapping[str, Any]) -> str:
+    days = f" on {row['n_days']} days from {row['first_day']}" if row["first_day"] and row["n_days"] > 1 else ""
+    value = "nothing" if row["value"] is None else repr(row["value"])
+    return f"{row['n']:,} rows{days}; first at record {row['record']}: {row['column']} {value}"
+
+
+def findings_frame(document: Mapping[str, Any]) -> pl.DataFrame:
+    """The findings as `schemas.FINDINGS`."""
+    return as_frame(document["findings"])
+
+
+def by_source(
+    receipt: Mapping[str, Any], clean: Tables, quarantine: pl.DataFrame, origins: pl.DataFrame
+) -> list[dict[str, Any]]:
+    """Per source and table: records in, kept out by rule in ingest and in validate, rows out.
+
+    Args:
+        receipt: of ingest.
+        clean: tables that passed.
+        quarantine: of validate.
+        origins: as `schemas.ORIGINS`.
+    """
+    source_of = {
+        file["path"]: name for name, one in receipt["sources"].items() for file in one["files"] if "path" in file
+    }
+    out = {table: _per_source(_files(clean[table], table, origins), source_of) for table in ("transactions", *_KEYED)}
+    told = []
+    for name, one in receipt["sources"].items():
+        for table, passed in one.get("tables", {}).items():
+            if table not in out:
+                continue
+            mine = quarantine.filter(
+                (pl.col("table") == table) & pl.col("source_file").is_in([f["path"] for f in one["files"]])
+            )
+            told.append(
+                {
+                    "source": name,
+                    "table": table,
+                    "records": one["rows_in"],
+                    "left_out": sum(one["left_out"].values()),
+                    "refused_by_ingest": dict(one.get("quarantined", {})),
+                    "ingested": passed,
+                    "refused_by_validate": dict(mine.group_by("rule").len().sort("rule").iter_rows()),
+                    "rows_out": out[table].get(name, 0),
+                }
+            )
+    return told
+
+
+_KEYED = {"accounts": "account_id", "labels": "transaction_id"}
+
+
+def _files(rows: pl.DataFrame, table: str, origins: pl.DataFrame) -> pl.Series:
+    if table not in _KEYED:
+        return rows.get_column("source_file")
+    known = origins.filter(pl.col("table") == table).select(pl.col("key").alias(_KEYED[table]), "source_file")
+    return rows.join(known, on=_KEYED[table], how="left", maintain_order="left").get_column("source_file")
+
+
+def _per_source(files: pl.Series, source_of: Mapping[str, str]) -> dict[str, int]:
+    counted: dict[str, int] = {}
+    for file, n in files.value_counts().iter_rows():
+        source = source_of.get(file, "unknown")
+        counted[source] = counted.get(source, 0) + n
+    return counted
+
+
+def mixes(transactions: pl.DataFrame) -> pl.DataFrame:
+    """How rows spread, month by month, as `schemas.QUALITY_MIXES`: a feed that changes shows here first."""
+    rows = transactions.select(
+        "entity_id", "channel", "currency", "country", "amount_base",
+        month=pl.col("booked_at").dt.strftime("%Y-%m"),
+        hour=pl.col("booked_at").dt.strftime("%H"),
+        weekday=pl.col("booked_at").dt.weekday().cast(pl.String),
+    )  # fmt: skip
+    parts = [_shares(rows, kind) for kind in ("hour", "weekday", "channel", "currency", "country")]
+    wanted = schemas.polars_schema(schemas.QUALITY_MIXES)
+    both = pl.concat([*parts, _amount_quantiles(rows)])
+    return both.select(pl.col(name).cast(kind) for name, kind in wanted.items()).sort(
+        "entity_id", "kind", "month", "value"
+    )
+
+
+def _shares(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
+    counted = rows.group_by("entity_id", "month", value=pl.col(kind).fill_null("none")).agg(n=pl.len().cast(pl.Int64))
+    return counted.select(
+        "entity_id",
+        "month",
+        pl.lit(kind).alias("kind"),
+        "value",
+        "n",
+        share=pl.col("n") / pl.col("n").sum().over("entity_id", "month"),
+        amount=pl.lit(None, pl.Float64),
+    )
+
+
+def _amount_quantiles(rows: pl.DataFrame) -> pl.DataFrame:
+    grouped = rows.group_by("entity_id", "month").agg(
+        n=pl.len().cast(pl.Int64),
+        **{_quantile_name(q): pl.col("amount_base").quantile(q, "nearest") for q in AMOUNT_QUANTILES},
+    )
+    long = grouped.unpivot(index=["entity_id", "month", "n"], variable_name="value", value_name="amount")
+    return long.select(
+        "entity_id",
+        "month",
+        pl.lit("amount_quantile").alias("kind"),
+        "value",
+        "n",
+        pl.lit(None, pl.Float64).alias("share"),
+        "amount",
+    )
 
 
 def document(

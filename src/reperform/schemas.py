@@ -179,6 +179,22 @@ ORIGINS = _schema(
         "source_record": pa.Column(pl.Int64, pa.Check.ge(0)),
     },
 )
+FINDINGS = _schema(
+    # What a data owner should look at: broken row rules by file, and feeds that are not as they were.
+    "findings",
+    {
+        "source": _text(),
+        "file": _text(),
+        "day": pa.Column(pl.Date, nullable=True),
+        "table": _text(),
+        "rule": _text(),
+        "severity": _text(pa.Check.isin(("warn", "quarantine", "stop"))),
+        "rows": pa.Column(pl.Int64, pa.Check.ge(0)),
+        "observed": _text(),
+        "expected": _text(),
+        "fix": _text(),
+    },
+)
 QUALITY_DAYS = _schema(
     # What arrived from whom on which UTC day of booking: gaps and jumps of a feed show here.
     "quality_days",
@@ -189,6 +205,19 @@ QUALITY_DAYS = _schema(
         "n_accounts": pa.Column(pl.Int64, pa.Check.gt(0)),
         "amount_base": _number(pa.Check.ge(0)),
         "median_lateness_hours": _number(),
+    },
+)
+QUALITY_MIXES = _schema(
+    # How rows of an entity spread over hours, weekdays, channels, currencies, countries and amounts, month by month.
+    "quality_mixes",
+    {
+        "entity_id": _text(),
+        "month": _text(pa.Check.str_matches(r"^\d{4}-\d{2}$")),
+        "kind": _text(pa.Check.isin(("hour", "weekday", "channel", "currency", "country", "amount_quantile"))),
+        "value": _text(),
+        "n": pa.Column(pl.Int64, pa.Check.ge(0)),
+        "share": _number(nullable=True),
+        "amount": _number(nullable=True),
     },
 )
 RATES = _schema(

@@ -12,6 +12,7 @@ import polars as pl
 from pandera.errors import SchemaErrors
 
 from reperform import iso_codes, schemas
+from reperform.feeds.finding import FEED_RULES
 
 Tables = Mapping[str, pl.DataFrame]
 ORDER = (
@@ -24,6 +25,8 @@ ORDER = (
     "checks",
 )  # a table comes after its parents
 BALANCE_TOLERANCE = 0.006  # a cent of rounding in either balance, in units of the account's currency
+PART_OF_A_UNIT = 1e-3  # of the smallest unit: what binary fractions leave over is far less
+ANY_CURRENCY, ANY_CHANNEL = "any", "default"
 STATEMENT_CODES = "statement."  # messages about bank statements, which are no filings
 
 
@@ -118,6 +121,39 @@ def _balance_jumps(rows: pl.DataFrame, _: Tables) -> pl.Series:
     return rows.select(failing=miss > BALANCE_TOLERANCE + 1e-9 * pl.col("balance_after").abs()).to_series()
 
 
+def _above_limit(rows: pl.DataFrame, clean: Tables) -> pl.Series:
+    """Amounts above the limit of their currency and channel: the most specific limit that is set counts."""
+    limits = clean.get("amount_limits")
+    if limits is None or limits.is_empty():
+        return pl.Series([False]).new_from_index(0, rows.height)
+    keyed = rows.select("amount", "currency", channel=pl.col("channel").fill_null(ANY_CHANNEL))
+    found = []
+    for place, (currency, channel) in enumerate(
+        (("currency", "channel"), ("currency", ANY_CHANNEL), (ANY_CURRENCY, "channel"), (ANY_CURRENCY, ANY_CHANNEL))
+    ):
+        keys = keyed.with_columns(
+            currency=pl.col("currency") if currency == "currency" else pl.lit(currency),
+            channel=pl.col("channel") if channel == "channel" else pl.lit(channel),
+        )
+        joined = keys.join(limits, on=["currency", "channel"], how="left", maintain_order="left")
+        found.append(joined.get_column("limit").alias(f"limit_{place}"))
+    beside = keyed.with_columns(found).with_columns(limit=pl.coalesce(series.name for series in found))
+    return beside.select(pl.col("amount") > pl.col("limit")).to_series()
+
+
+def _too_many_places() -> pl.Expr:
+    """Amounts with a fraction of the smallest unit of their currency."""
+    places = pl.col("currency").replace_strict(iso_codes.MINOR_UNITS, default=None, return_dtype=pl.Int64)
+    units = pl.col("amount") * pl.lit(10.0).pow(places)
+    return (units - units.round()).abs() > PART_OF_A_UNIT + 1e-9 * units.abs()
+
+
+def amount_limits(limits: Mapping[str, Mapping[str, float]]) -> pl.DataFrame:
+    """Limits as a table that the rule about amounts looks up: `currency`, `channel`, `limit`."""
+    rows = [(currency, channel, float(limit)) for currency, one in limits.items() for channel, limit in one.items()]
+    return pl.DataFrame(rows, schema={"currency": pl.String, "channel": pl.String, "limit": pl.Float64}, orient="row")
+
+
 _NUMBERS = ("amount", "amount_base", "latitude", "longitude", "balance_after")
 _CONTENT = ("account_id", "counterparty_id", "direction", "amount", "currency", "booked_at")
 _KNOWN_COUNTRY = sorted(iso_codes.COUNTRIES)
@@ -180,6 +216,18 @@ RULES: tuple[Rule, ...] = (
         "transaction_id", _of(~pl.struct(_CONTENT).is_first_distinct()),
     ),
     Rule(
+        "not_to_itself", "transactions", "an account does not pay itself",
+        "counterparty_id", _of(pl.col("account_id") == pl.col("counterparty_id")),
+    ),
+    Rule(
+        "amount_in_minor_units", "transactions", "an amount has no more places than its currency (ISO 4217)",
+        "amount", _of(_too_many_places()),
+    ),
+    Rule(
+        "amount_within_limit", "transactions", "an amount is at most validate.amount_limits of currency and channel",
+        "amount", _above_limit,
+    ),
+    Rule(
         "label_unique", "labels", "a transaction has one label; the first counts",
         "transaction_id", _unique("transaction_id"),
     ),
@@ -230,6 +278,8 @@ def names() -> list[str]:
 
 def meaning(name: str) -> str:
     """What a rule says."""
+    if name in FEED_RULES:
+        return FEED_RULES[name][0]
     if name in CONTRACTS:
         return f"columns of {CONTRACTS[name]} have values that their contract allows"
     return next(rule.says for rule in RULES if rule.name == name)
@@ -238,3 +288,44 @@ def meaning(name: str) -> str:
 def table_of(name: str) -> str:
     """The table that a rule looks at."""
     return CONTRACTS.get(name) or next(rule.table for rule in RULES if rule.name == name)
+
+
+# What the owner of the data can do about rows that break a rule.
+_FIX_CONTRACT = (
+    "mend the column map, or ask the sender for the right value; the rows are in quarantine with file and record"
+)
+FIXES = {
+    **dict.fromkeys(CONTRACTS, _FIX_CONTRACT),
+    "account_id_unique": "ask the sender which description counts, and deliver accounts once",
+    "account_country_known": "ask the sender for the ISO 3166-1 code",
+    "account_timezone_known": "ask the sender for an IANA name such as Europe/Berlin",
+    "transaction_id_unique": "ask the sender why an id comes twice; ids must be unique over all sources",
+    "numbers_finite": "ask the sender for the number",
+    "known_after_booking": "check time zones, and whether booked_at and known_at are exchanged in the column map",
+    "currency_known": "ask the sender for the ISO 4217 code, or map it with `values` in the column map",
+    "country_known": "ask the sender for the ISO 3166-1 code, or map it with `values` in the column map",
+    "account_known": "ask the sender for the missing accounts; check whether account and counterparty are exchanged",
+    "account_of_entity": "check which institution's folder the file belongs in",
+    "booked_after_opening": "ask the sender for the true day of opening",
+    "coordinates_paired": "ask the sender for the other coordinate",
+    "balance_rolls": "rows are missing, out of order or wrong before this one: compare with the bank's statement",
+    "content_unrepeated": "ask the sender whether it was one payment or two",
+    "not_to_itself": "ask the sender; account and counterparty may come from the same field",
+    "amount_in_minor_units": "check the unit and the decimal mark in the column map",
+    "amount_within_limit": "check unit and decimal mark; if the amount is true, raise the limit in conf/validate/",
+    "label_unique": "ask case handling which decision counts",
+    "label_of_known_transaction": "bring the transaction, or ask case handling which one is meant",
+    "confirmed_after_booking": "ask case handling for the time of the decision: no label is known before its row",
+    "filing_id_unique": "name a second version of a filing differently",
+    "period_in_order": "correct the period in the receipt log or the filing",
+    "filed_after_period": "correct the time of receipt or the period in the receipt log",
+    "fact_of_known_filing": "the filing itself was refused: mend that first",
+    "fact_period_in_order": "the filer has exchanged start and end: ask for a corrected filing",
+    "message_of_known_filing": "the filing itself was refused: mend that first",
+    "check_of_known_filing": "the filing itself was refused: mend that first",
+}
+
+
+def fix_of(name: str) -> str:
+    """What can be done about a broken rule."""
+    return FIXES[name]

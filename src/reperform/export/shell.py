@@ -1,11 +1,14 @@
 """Open psql on the exported results, as the role that can only read."""
 
+import io
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from reperform import spreadsheet
 from reperform.errors import ReperformError
 from reperform.export import server
 from reperform.params import ExportParams
@@ -30,9 +33,20 @@ def psql(root: Path, params: ExportParams, arguments: Sequence[str] = ()) -> int
         # Ctrl-C belongs to psql, which then cancels its query.
         before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
-            return subprocess.call([program, *arguments], env=environment)  # noqa: S603  # psql, with the user's own arguments
+            return _called([program, *arguments], environment)
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _called(command: list[str], environment: dict[str, str]) -> int:
+    """Run psql; what it prints as CSV for a file passes through `spreadsheet`, so that no cell is run as a formula."""
+    asked = "-c" in command or not sys.stdin.isatty()
+    if "--csv" not in command or not asked:
+        return subprocess.call(command, env=environment)  # noqa: S603  # psql, with the user's own arguments
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:  # noqa: S603  # likewise
+        if process.stdout is not None:
+            spreadsheet.neutral_csv(io.TextIOWrapper(process.stdout, encoding="utf-8", newline=""), sys.stdout)
+        return int(process.wait())
 
 
 def _variables(parameters: dict[str, str]) -> dict[str, str]:

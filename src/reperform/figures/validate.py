@@ -81,6 +81,126 @@ def completeness(shares: pl.DataFrame) -> Figure:
     return figure
 
 
+def amounts(mixes: pl.DataFrame) -> Figure:
+    """Quantiles of amounts month by month, one panel per institution: a unit that changed moves all lines at once.
+
+    Args:
+        mixes: as `schemas.QUALITY_MIXES`.
+    """
+    rows = mixes.filter(pl.col("kind") == "amount_quantile")
+    entities = _most_rows(rows)
+    if not entities:
+        return nothing("No transactions")
+    figure, axes = _panels(entities)
+    styles = {
+        "0.05": (figures.SKY, ":"),
+        "0.5": (figures.BLUE, "-"),
+        "0.95": (figures.ORANGE, "--"),
+        "0.99": (figures.VERMILION, ":"),
+    }
+    months = rows.get_column("month").unique().sort().to_list()
+    for entity, axis in zip(entities, axes, strict=False):
+        own = rows.filter(pl.col("entity_id") == entity)
+        for name, (colour, line) in styles.items():
+            at = dict(own.filter(pl.col("value") == name).select("month", "amount").iter_rows())
+            axis.plot(
+                months,
+                [at.get(month, np.nan) for month in months],
+                line,
+                color=colour,
+                label=f"{float(name):.0%} below",
+                marker=".",
+            )
+        axis.set_yscale("log")
+        axis.set_title(entity, fontsize=8, pad=2)
+        axis.tick_params(labelsize=7)
+        axis.tick_params(axis="x", rotation=45)
+        axis.label_outer()
+    figure.supylabel("amount (base currency, log scale)", fontsize=8)
+    axes[-1].set_xlabel("month of booking (UTC)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8)
+    return figure
+
+
+def hours(mixes: pl.DataFrame) -> Figure:
+    """Share of rows per hour of the day (UTC), institutions down: people sleep at night, a wrong time zone does not.
+
+    Args:
+        mixes: as `schemas.QUALITY_MIXES`.
+    """
+    rows = mixes.filter(pl.col("kind") == "hour")
+    entities = _most_rows(rows)
+    if not entities:
+        return nothing("No transactions")
+    totals = rows.group_by("entity_id", "value").agg(pl.col("n").sum())
+    lookup = {(entity, int(hour)): n for entity, hour, n in totals.iter_rows()}
+    grid = np.array([[lookup.get((entity, hour), 0) for hour in range(24)] for entity in entities], dtype=float)
+    grid /= grid.sum(axis=1, keepdims=True)
+    figure, (axis,) = figures.new(7.0, 1.4 + 0.3 * len(entities))
+    axis.imshow(grid, aspect="auto", cmap="Blues", vmin=0)
+    axis.set_xticks(range(0, 24, 3))
+    axis.set_yticks(range(len(entities)), entities)
+    axis.grid(visible=False)
+    axis.set_xlabel("hour of booking (UTC)")
+    axis.set_ylabel("institution")
+    axis.set_title(f"share of an institution's rows, from 0 (white) to {100 * grid.max():.0f} % (darkest)", fontsize=8)
+    return figure
+
+
+def mix(mixes: pl.DataFrame, kind: str) -> Figure:
+    """Shares of the most frequent codes month by month, one panel per institution.
+
+    Args:
+        mixes: as `schemas.QUALITY_MIXES`.
+        kind: `channel`, `currency` or `country`.
+    """
+    rows = mixes.filter(pl.col("kind") == kind)
+    entities = _most_rows(rows)
+    if not entities:
+        return nothing("No transactions")
+    frequent = rows.group_by("value").agg(pl.col("n").sum()).sort("n", "value", descending=[True, False])
+    codes = frequent.get_column("value").head(6).to_list()
+    months = rows.get_column("month").unique().sort().to_list()
+    figure, axes = _panels(entities)
+    colours = [figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.SKY, figures.VERMILION]
+    for entity, axis in zip(entities, axes, strict=False):
+        own = rows.filter(pl.col("entity_id") == entity)
+        bottom = np.zeros(len(months))
+        for code, colour in [*zip(codes, colours, strict=False), ("others", "0.75")]:
+            part = (
+                own.filter(~pl.col("value").is_in(codes)) if code == "others" else own.filter(pl.col("value") == code)
+            )
+            at = dict(part.group_by("month").agg(pl.col("share").sum()).iter_rows())
+            height = np.array([100 * at.get(month, 0.0) for month in months])
+            if code != "others" or height.any():
+                axis.bar(months, height, bottom=bottom, color=colour, label=code)
+            bottom += height
+        axis.set_title(entity, fontsize=8, pad=2)
+        axis.tick_params(labelsize=7)
+        axis.tick_params(axis="x", rotation=45)
+        axis.grid(visible=False)
+        axis.label_outer()
+    figure.supylabel(f"% of rows by {kind}", fontsize=8)
+    axes[-1].set_xlabel("month of booking (UTC)")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=7, fontsize=8)
+    return figure
+
+
+def _panels(entities: list[str]) -> tuple[Figure, list[Axes]]:
+    columns = min(3, len(entities))
+    rows = -(-len(entities) // columns)
+    figure, axes = figures.new(7.2, 1.0 + 1.5 * rows, rows=rows, columns=columns)
+    for axis in axes[len(entities) :]:
+        axis.set_axis_off()
+    return figure, axes[: len(entities)]
+
+
+def _most_rows(rows: pl.DataFrame) -> list[str]:
+    totals = rows.group_by("entity_id").agg(pl.col("n").sum()).sort("n", "entity_id", descending=[True, False])
+    return totals.head(MOST_ENTITIES).get_column("entity_id").to_list()
+
+
 def lateness(quantiles: pl.DataFrame) -> Figure:
     """From booking until a transaction could be known, by institution, on a logarithmic scale.
 
