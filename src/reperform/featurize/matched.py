@@ -19,7 +19,8 @@ from reperform.featurize.windows import DAY_US, length_us
 INDICATORS = (
     "network_in_degree_30d", "network_out_degree_30d", "network_fan_in_30d", "network_fan_out_30d",
     "network_reciprocity_30d", "network_pass_through_72h", "network_dwell_72h", "network_cycle_n_30d",
-    "network_core_30d", "network_scatter_gather_n_30d", "network_gather_width_30d", "network_egonet_residual_30d", "network_rank_change_30d",
+    "network_core_30d", "network_scatter_gather_n_30d", "network_gather_width_30d", "network_egonet_residual_30d",
+    "network_rank_change_30d",
 )  # fmt: skip
 DEGREE = ("network_in_degree_30d", "network_out_degree_30d")
 NORMAL_MAD = 1.4826
