@@ -1,8 +1,10 @@
 """Maps of public data sets read rows of their documented headers; drafts of unknown files say why, and are right."""
 
+import csv
 import gzip
 import re
 import shutil
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from reperform import ingest, params, simulate, tables, validate
@@ -225,7 +229,8 @@ def test_a_ready_made_map_passes_every_rule_of_validate(name: str, project: Path
     deliver(project / given.raw, FILES[name])
     ingested(given)
     read = {table: tables.read_table("ingest", table) for table in validate.validity.ORDER}
-    checked = validate.check_all(read, trial.severities())
+    by_rule, limits = trial.rules()
+    checked = validate.check_all(read, by_rule, limits=limits)
     assert {f.name: f.failing for one in checked.values() for f in one.findings if f.failing} == {}
 
 
@@ -531,6 +536,16 @@ def test_only_the_beginning_of_a_file_is_read(tmp_path: Path) -> None:
     assert (len(start.content), start.is_whole) == (sample.MOST_BYTES, False)
 
 
+@pytest.mark.parametrize(
+    "content", [b"\xd0\xcf\x11\xe0", b"PK\x03\x04", b"PAR1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x00" * 9]
+)
+def test_damaged_archives_and_workbooks_are_refused_in_words(content: bytes, tmp_path: Path) -> None:
+    for name in ("a.csv", "a.xlsx", "a.parquet", "a.zip"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ReperformError):
+            draft.of_file(tmp_path / name, tmp_path, name=None)
+
+
 # --- the command line ---
 
 
@@ -708,6 +723,34 @@ def test_shown_values_are_short_and_printable() -> None:
     assert terminal.shown("\x1b[31mred\n") == "\\x1b[31mred\\n"
     assert len(terminal.shown("x" * 1_000)) == terminal.MOST_SHOWN
     assert terminal.shown("\udcff") == "\\udcff"
+
+
+TEXTS = ["", "1", "-2,50", "1.234,5", "EUR", "DE", "01.02.2024", "2024-01-31T10:00:00Z", "NULL", "in", "0", "'x'"]
+FIELDS = st.one_of(st.sampled_from(TEXTS), st.text(max_size=8))
+
+
+@given(content=st.binary(max_size=400))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_give_a_draft_or_a_refusal(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "any.csv"
+    path.write_bytes(content)
+    with suppress(ReperformError):
+        assert isinstance(yaml.safe_load(draft.of_file(path, tmp_path, name=None)), dict)
+
+
+@given(rows=st.lists(st.lists(FIELDS, min_size=3, max_size=3), min_size=2, max_size=12), mark=st.sampled_from(",;\t|"))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_table_gives_a_draft_that_yaml_and_hydra_can_read(rows: list[list[str]], mark: str, tmp_path: Path) -> None:
+    path = tmp_path / "any.csv"
+    with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
+        csv.writer(stream, delimiter=mark).writerows([["id", "account", "amount"], *rows])
+    try:
+        text = draft.of_file(path, tmp_path, name=None)
+    except ReperformError:
+        return
+    assert only_harmless(text)
+    sources = OmegaConf.to_container(OmegaConf.create(text), resolve=True)["sources"]
+    assert sources["transactions"]["kind"] == "table"
 
 
 # --- the how-to ---

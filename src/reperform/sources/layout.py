@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from polars.exceptions import PolarsError
 
 from reperform.errors import ReperformError
+from reperform.ingest import sheets
+from reperform.ingest.column_map import Format
 from reperform.ingest.delimited import numbered
 from reperform.sources import sample
 from reperform.sources.values import MISSING, Column, moments, number, share
@@ -53,16 +54,7 @@ def of_file(path: Path, start: sample.Head) -> Layout:
 
 
 def _of_frame(path: Path, kind: str) -> Layout:
-    try:
-        frame = _frame(path, kind)
-    except (PolarsError, OSError, ValueError, ImportError) as error:
-        raise ReperformError(
-            f"The file is no readable {kind.capitalize()}.",
-            expected="a whole file",
-            got=str(error)[:300],
-            where=str(path),
-            fix="ask the sender for the file again",
-        ) from error
+    frame = _frame(path, kind)
     texts = {name: [value or "" for value in _texts(frame.get_column(name))] for name in frame.columns}
     missing = _missing(texts.values())
     columns = tuple(_column(name, values, missing) for name, values in texts.items())
@@ -70,11 +62,26 @@ def _of_frame(path: Path, kind: str) -> Layout:
 
 
 def _frame(path: Path, kind: str) -> pl.DataFrame:
-    if kind == sample.PARQUET:
-        return pl.scan_parquet(path, glob=False).head(MOST_RECORDS).collect()
-    if path.stat().st_size > sample.MOST_BYTES * 16:
-        raise ValueError("such a large workbook is read whole or not at all: save some of its rows as another file")
-    return pl.read_excel(path).head(MOST_RECORDS)
+    """The first rows, by the readers of ingest, which refuse damaged files and archives that unpack to too much."""
+    if kind == sample.EXCEL and path.stat().st_size > sample.MOST_BYTES * 16:
+        raise ReperformError(
+            "Such a large workbook is read whole or not at all.",
+            expected=f"at most {sample.MOST_BYTES * 16:,} bytes",
+            got=f"{path.stat().st_size:,} bytes",
+            where=str(path),
+            fix="save some of its rows as another file",
+        )
+    frames = (
+        sheets.parquet_frames(path, path.name)
+        if kind == sample.PARQUET
+        else sheets.excel_frames(path, path.name, Format())
+    )
+    taken: list[pl.DataFrame] = []
+    for frame in frames:
+        taken.append(frame)
+        if sum(one.height for one in taken) >= MOST_RECORDS:
+            break
+    return pl.concat(taken).head(MOST_RECORDS)
 
 
 def _texts(column: pl.Series) -> list[str | None]:

@@ -79,8 +79,11 @@ def is_excel(path: Path) -> bool:
         first = stream.read(4)
     if first != _ZIP:
         return first == _OLD_EXCEL
-    with zipfile.ZipFile(path) as archive:
-        return any(name.startswith("xl/") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.startswith("xl/") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _unpacked(path: Path, compression: str, most: int) -> bytes:
@@ -95,6 +98,8 @@ def _unpacked(path: Path, compression: str, most: int) -> bytes:
     if compression == "zip":
         with zipfile.ZipFile(path) as archive:
             members = [one for one in archive.infolist() if not one.is_dir()]
+            if not members:
+                return b""
             with archive.open(members[0]) as member:
                 return member.read(most)
     with path.open("rb") as stream:

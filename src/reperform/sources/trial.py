@@ -15,13 +15,14 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from polars.exceptions import PolarsError
 from yaml import YAMLError
 
-from reperform import ingest, params, paths, tables, validate, validity
+from reperform import ingest, params, paths, severity, tables, validate, validity
 from reperform.errors import ReperformError, nearest
 from reperform.ingest.column_map import TableSource, table_source
 from reperform.ingest.source import matching
-from reperform.params import IngestParams
+from reperform.params import IngestParams, ValidateParams
 from reperform.sources import sample
 
 MOST_FILES = 3
@@ -138,11 +139,12 @@ def open_questions(text: str) -> list[str]:
     return [f"line {number}: {line.strip()}" for number, line in lines if _UNANSWERED.search(line)]
 
 
-def severities() -> dict[str, str]:
-    """What validate does by rule, with every `stop` as a `quarantine`: a trial looks on and tells."""
-    path = paths.project_root() / "conf" / "validate" / "default.yaml"
-    rules = params.raw(path)["rules"]
-    return {name: "quarantine" if rule == "stop" else rule for name, rule in validate.severities(rules).items()}
+def rules() -> tuple[dict[str, str], pl.DataFrame]:
+    """What validate does by rule, and its limits for amounts. A `stop` is a `quarantine` here: a trial looks on."""
+    content = params.raw(paths.project_root() / "conf" / "validate" / "default.yaml")
+    given: ValidateParams = params.build(ValidateParams, content, "conf/validate/default.yaml")
+    softened = {name: "quarantine" if rule == "stop" else rule for name, rule in severity.of_rules(given.rules).items()}
+    return softened, validity.amount_limits(given.amount_limits)
 
 
 def run(name: str, *, file: Path | None, only: list[str], rows: int) -> Trial:
@@ -159,7 +161,7 @@ def run(name: str, *, file: Path | None, only: list[str], rows: int) -> Trial:
     """
     given = load(name)
     sources, raw = _chosen(given, only), paths.project_root() / given.raw
-    severity = severities()
+    by_rule, limits = rules()
     if file is not None:
         sources, raw = _instead(sources, file.resolve())
     with tempfile.TemporaryDirectory(prefix="reperform-") as folder:
@@ -170,7 +172,7 @@ def run(name: str, *, file: Path | None, only: list[str], rows: int) -> Trial:
             receipt, read, quarantine = _ingested(replace(given, raw="raw", sources=shortened))
     read, outside = _without_outsiders(read, tried)
     not_judged = _not_judged(sources, tried)
-    checked = validate.check_all(read, severity | dict.fromkeys(not_judged, "warn"))
+    checked = validate.check_all(read, by_rule | dict.fromkeys(not_judged, "warn"), limits=limits)
     return Trial(name, given.base_currency, tried, receipt, read, quarantine, checked, outside, not_judged)
 
 
@@ -278,9 +280,12 @@ def _shortened(path: Path, target: Path, name: str, source: Mapping[str, Any], r
     """Write the first records of a file to another place, and say whether these are all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        lazy = pl.scan_parquet(path, glob=False)
-        lazy.head(rows).collect().write_parquet(target)
-        return int(lazy.select(pl.len()).collect().item()) <= rows
+        try:
+            lazy = pl.scan_parquet(path, glob=False)
+            lazy.head(rows).collect().write_parquet(target)
+            return int(lazy.select(pl.len()).collect().item()) <= rows
+        except (PolarsError, OSError):
+            return _copied(path, target)  # the reader says it better
     if source["kind"] != "table" or sample.is_excel(path):
         return _copied(path, target)
     return _shortened_text(path, target, table_source(name, source), rows)
