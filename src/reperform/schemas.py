@@ -268,7 +268,8 @@ def shaped(frame: pl.DataFrame, schema: pa.DataFrameSchema) -> pl.DataFrame:
     Raises:
         ReperformError: naming the table and the first difference.
     """
-    wanted = polars_schema(schema)
+    optional = {name for name, column in schema.columns.items() if not column.required}
+    wanted = {n: kind for n, kind in polars_schema(schema).items() if n in frame.columns or n not in optional}
     if list(frame.schema.items()) != list(wanted.items()):
         differing = [f"{name}: {frame.schema.get(name)}" for name in wanted if frame.schema.get(name) != wanted[name]]
         raise ReperformError(
