@@ -17,7 +17,7 @@ from polars.io.plugins import register_io_source
 from reperform import paths
 from reperform.errors import ReperformError
 
-ROWS_PER_GROUP = 262_144
+ROWS_PER_GROUP = 2**19
 
 
 @contextmanager

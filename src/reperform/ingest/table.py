@@ -316,23 +316,29 @@ def canonical(
     quick = _quick_times(fields, spec)
     typed = fields.with_columns(
         *(quick.get(name, column.value).alias(_typed_name(name)) for name, column in columns.items()),
-        pl.coalesce([*problems, pl.lit(None, _REASON)]).alias(_WHY),
+        *([pl.coalesce([*problems, pl.lit(None, _REASON)]).alias(_WHY)] if problems else []),
     )
     suspect = pl.any_horizontal(
-        pl.col(_WHY).is_not_null(),
-        *(
-            pl.col(_typed_name(name)).is_null() & (pl.lit(_is_required(name, schema)) | column.given.is_not_null())
-            for name, column in columns.items()
-        ),
+        *([pl.col(_WHY).is_not_null()] if problems else []),
+        *(_is_suspect(name, column, required=_is_required(name, schema)) for name, column in columns.items()),
     )
     suspects = typed.select(suspect).to_series()
     rows = (typed.filter(~suspects) if suspects.any() else typed).select(_canonical_columns(columns, schema))
     wrong = typed.filter(suspects)
     if texts is not None:
         wrong = wrong.with_columns(texts(wrong.get_column(RECORD)).alias(ROW))
-    reasons = [pl.col(_WHY), *(_reason(name, columns[name], schema) for name in columns)]
+    reasons = [*([pl.col(_WHY)] if problems else []), *(_reason(name, columns[name], schema) for name in columns)]
     told = wrong.select(FILE, RECORD, ROW, pl.coalesce(reasons).alias(_WHY)).unnest(_WHY)
     return rows, refusals(told, spec.target)
+
+
+def _is_suspect(name: str, column: Parsed, *, required: bool) -> pl.Expr:
+    """Whether a value is missing that must be there, or was given and cannot be read."""
+    if required:
+        return pl.col(_typed_name(name)).is_null()
+    if column.value is column.given:  # a text, which is what was given
+        return pl.lit(value=False)
+    return pl.col(_typed_name(name)).is_null() & column.given.is_not_null()
 
 
 def _quick_times(fields: pl.DataFrame, spec: TableSource) -> dict[str, pl.Series]:
