@@ -169,6 +169,26 @@ def key_codes(ledger: Ledger, key: Key) -> I64:
     return ledger.account if key == "account" else ledger.counterparty
 
 
+def across_keys(ledger: Ledger, phase: Phase, made: Mapping[str, F64], threads: int) -> Values:
+    """A phase that is not split: several KPIs at once, as soon as what they need is made."""
+    out: Values = {}
+    waiting = list(phase.tasks)
+    while waiting:
+        unmade = {column.name for task in waiting for column in task.columns}
+        ready = [task for task in waiting if not unmade & set(task.needs)]
+        known = {**made, **out}
+        found: dict[str, Values] = {}
+
+        def work(task: Task, known: Mapping[str, F64] = known, found: dict[str, Values] = found) -> None:
+            found[task.kpi.name] = values_of(ledger, Phase(phase.key, (task,)), known)
+
+        buckets.each(work, ready, threads)
+        for task in ready:
+            out |= found[task.kpi.name]
+        waiting = [task for task in waiting if task not in ready]
+    return {name: out[name] for name in phase.names}
+
+
 def run_phase(ledger: Ledger, phase: Phase, made: Mapping[str, F64], engine: EngineParams) -> Values:
     """A phase over all rows of a ledger, bucket by bucket, in the ledger's order.
 
@@ -179,7 +199,7 @@ def run_phase(ledger: Ledger, phase: Phase, made: Mapping[str, F64], engine: Eng
         engine: how many rows to a bucket, and how many buckets at once.
     """
     if phase.key == "entity" or not len(ledger):
-        return values_of(ledger, phase, {name: made[name] for name in phase.needs if name in made})
+        return across_keys(ledger, phase, made, engine.threads)
     parts = buckets.cut(key_codes(ledger, phase.key), engine.bucket_rows)
     out: Values = {name: np.empty(len(ledger)) for name in phase.names}
 

@@ -600,21 +600,74 @@ def daily_counts(
 
 
 @kernel
-def _volatility(balance: F64, change: F64, reported: Any, end: int, days: int, floor: float) -> tuple[float, int]:
-    """1.4826 MAD(change) / (median |balance| + floor) over the days before `end`, and how many of them report."""
-    start = max(end - days, 0)
-    n = 0
-    for position in range(start, end):
-        n += reported[position]
-    if 2 * n < days:
-        return np.nan, n
-    while start < end and np.isnan(change[start]):
-        start += 1
-    if start == end:
-        return np.nan, n
-    window = change[start:end]
-    spread = 1.4826 * _median(np.abs(window - _median(window)))
-    return spread / (_median(np.abs(balance[start:end])) + floor), n
+def _change_window(
+    changes: Any, levels: Any, sizes: Any, window: int, change: float, level: float, enters: bool
+) -> None:
+    """Put a day into the sorted changes and |balances| of a window, or take it out; none holds days without change."""
+    if np.isnan(change):
+        return
+    if enters:
+        _insert(changes[window], sizes[window], change)
+        _insert(levels[window], sizes[window], level)
+        sizes[window] += 1
+    else:
+        _remove(changes[window], sizes[window], change)
+        _remove(levels[window], sizes[window], level)
+        sizes[window] -= 1
+
+
+@kernel
+def _take_out(
+    changes: Any, levels: Any, sizes: Any, lengths: Any, change: F64, balance: F64, changed: int, offset: int
+) -> None:
+    """Take out of every window the days before yesterday that are about to change."""
+    for window in range(len(lengths)):
+        for place in range(max(changed, offset - 1 - lengths[window]), offset - 1):
+            _change_window(changes, levels, sizes, window, change[place], np.abs(balance[place]), False)
+
+
+@kernel
+def _put_in(
+    changes: Any, levels: Any, sizes: Any, lengths: Any, change: F64, balance: F64, changed: int, offset: int
+) -> None:
+    """Put changed days and yesterday into every window, and take out the day that has become too old."""
+    for window in range(len(lengths)):
+        gone = offset - 1 - lengths[window]
+        for place in range(max(changed, gone), offset):
+            _change_window(changes, levels, sizes, window, change[place], np.abs(balance[place]), True)
+        if gone >= 0:
+            _change_window(changes, levels, sizes, window, change[gone], np.abs(balance[gone]), False)
+
+
+@kernel
+def _volatility(changes: F64, levels: F64, size: int, floor: float) -> float:
+    """1.4826 MAD(change) / (median |balance| + floor) of sorted values."""
+    if size == 0:
+        return np.nan
+    half, centre = size // 2, _middle(changes, size)
+    spread = _kth_deviation(changes, size, centre, half)
+    if size % 2 == 0:
+        spread = 0.5 * (_kth_deviation(changes, size, centre, half - 1) + spread)
+    return (1.4826 * spread + 0.0) / (_middle(levels, size) + floor)
+
+
+@kernel
+def _decayed_variance(variance: float, change: F64, start: int, end: int, decay: float) -> float:
+    """Exponentially weighted mean of squared changes, carried on from an earlier day."""
+    for place in range(start, end):
+        if not np.isnan(change[place]):
+            square = change[place] ** 2
+            variance = square if np.isnan(variance) else decay * variance + (1 - decay) * square
+    return variance
+
+
+@kernel
+def _highest(balance: F64, start: int, end: int) -> float:
+    """Largest balance of some days, the last of which has one."""
+    highest = balance[end - 1]
+    for place in range(start, end):
+        highest = max(highest, balance[place])
+    return highest
 
 
 @kernel
@@ -641,12 +694,17 @@ def daily_balances(
     """
     slots = slot_starts[-1]
     out = np.full((7, slots), np.nan)
+    lengths = np.array([days, short_days, long_days])
+    changes, levels = np.empty((3, max(lengths) + 1)), np.empty((3, max(lengths) + 1))
+    sizes = np.zeros(3, np.int64)
     for account in range(len(slot_starts) - 1):
         begin, length = slot_starts[account], slot_starts[account + 1] - slot_starts[account]
         latest = np.full(length, -1, np.int64)  # row whose balance ends each day
         reported = np.zeros(length, np.int64)
         balance, change = np.full(length, np.nan), np.full(length, np.nan)
         at, end = arrival_starts[account], arrival_starts[account + 1]
+        sizes[:] = 0
+        variance, through = np.nan, -1  # last day that the variance holds
         for offset in range(length):
             changed = max(offset - 1, 0)
             while at < end and known_day[arrivals[at]] <= first_day[account] + offset:
@@ -657,32 +715,32 @@ def daily_balances(
                     latest[place], reported[place] = row, 1
                     changed = min(changed, place)
             # A late record moves the balances of its own day and of the days after it.
+            _take_out(changes, levels, sizes, lengths, change, balance, changed, offset)
             for place in range(changed, offset):
                 before = balance[place - 1] if place > 0 else np.nan
                 balance[place] = balance_after[latest[place]] if latest[place] >= 0 else before
                 change[place] = balance[place] - before
+            _put_in(changes, levels, sizes, lengths, change, balance, changed, offset)
             slot = begin + offset
-            out[0, slot], out[1, slot] = _volatility(balance, change, reported, offset, days, floor)
+            for window in range(3):
+                n = np.sum(reported[max(offset - lengths[window], 0) : offset])
+                if window == 0:
+                    out[1, slot] = n
+                if 2 * n >= lengths[window]:
+                    volatility = _volatility(changes[window], levels[window], sizes[window], floor)
+                    out[0 if window == 0 else window + 1, slot] = volatility
             if offset == 0 or np.isnan(balance[offset - 1]):
                 continue
-            out[2, slot], _ = _volatility(balance, change, reported, offset, short_days, floor)
-            out[3, slot], _ = _volatility(balance, change, reported, offset, long_days, floor)
-            variance = np.nan
-            for place in range(max(offset - longest_days, 0), offset - 1):
-                if not np.isnan(change[place]):
-                    square = change[place] ** 2
-                    variance = square if np.isnan(variance) else decay * variance + (1 - decay) * square
+            if offset > longest_days or changed <= through:
+                variance, through = np.nan, max(offset - longest_days, 0) - 1
+            variance = _decayed_variance(variance, change, through + 1, offset - 1, decay)
+            through = offset - 2
             if variance > 0:
                 out[4, slot] = np.abs(change[offset - 1]) / np.sqrt(variance)
-            highest = balance[offset - 1]
-            for place in range(max(offset - long_days, 0), offset):
-                highest = max(highest, balance[place])
+            highest = _highest(balance, max(offset - long_days, 0), offset)
             if highest > 0:
                 out[5, slot] = 1 - balance[offset - 1] / highest
-            below = 0
-            for place in range(max(offset - days, 0), offset):
-                below += balance[place] < 0
-            out[6, slot] = below
+            out[6, slot] = np.sum(balance[max(offset - days, 0) : offset] < 0)
     return out[0], out[1], out[2], out[3], out[4], out[5], out[6]
 
 

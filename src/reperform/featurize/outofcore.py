@@ -153,7 +153,7 @@ def run(
     first = next(phase for phase in plan if phase.key == "account")
     for phase in plan:
         if phase.key == "entity":
-            _whole_phase(source, phase, store)
+            _whole_phase(source, phase, store, how)
             continue
         key, extra = f"{phase.key}_id", (also if phase is first else None) or _nothing
         columns = source.columns if phase is first else phase.inputs_of(source.columns)
@@ -167,9 +167,9 @@ def _nothing(_ledger: Ledger) -> None:
     pass
 
 
-def _whole_phase(source: Source, phase: Phase, store: Store) -> None:
+def _whole_phase(source: Source, phase: Phase, store: Store, how: EngineParams) -> None:
     ledger = replace(source.about, transactions=source.read(phase.inputs_of(source.columns)))
-    values = engine.values_of(ledger, phase, store.whole(phase.needs))
+    values = engine.run_phase(ledger, phase, store.whole(phase.needs), how)
     store.write(phase.tasks[0].kpi.name, np.arange(source.rows), values)
 
 
