@@ -75,7 +75,7 @@ def test_a_search_that_was_cut_says_so() -> None:
     star = undirected([(0, n) for n in range(1, 6)], 6)
     steps, cut, looked = motifs.hops(star.starts, star.others, np.arange(6) == 0, 3)
     assert steps.tolist() == [0, 1, 1, 1, 3, 3]
-    assert (cut.tolist(), looked) == ([1, 0, 0, 0, 0, 0], 3 + 3)
+    assert (cut.tolist(), looked) == ([1, 0, 0, 0, 1, 1], 3 + 3)
 
 
 def scattered(amounts_on: list[int], *, reverse: bool = False, least: int = 2, cap: int = 100) -> list[list[int]]:
@@ -214,6 +214,17 @@ def test_distance_to_a_known_anomaly_begins_with_the_day_after_its_label() -> No
     got = features(more, "network_structure", labelled=labels((0, True, 40.0)), of=OURS)
     assert column(got, "counterparty_bad_distance_30d") == [3, 3, 1]
     assert column(got, "network_bad_distance_30d") == [3, 3, 2]
+
+
+def test_a_distance_that_may_be_too_long_is_marked_on_either_side() -> None:
+    fans = [pays(name, "shop", k) for k, name in enumerate(("a", "b", "m1", "m2", "z"))]
+    known, more = labels((4, True, 20.0)), {"most_edges": 3}  # z is bad; of the shop's five visitors three are followed
+    asking = transactions(*fans, look("m2", 25), look("a", 26), pays("s", "m2", 27))
+    got = features(asking, "network_structure", labelled=known, of=OURS, network_structure=more)
+    assert column(got, "network_bad_distance_30d")[5:] == [3, 2, 3]
+    assert column(got, "counterparty_bad_distance_30d")[5:] == [1, 1, 3]
+    assert column(got, "network_structure_truncated_30d")[5:] == [1, 1, 1]  # the shop was cut, and may lead to m2
+    assert column(got, "network_structure_truncated_30d")[:5] == [0] * 5
 
 
 def test_without_labels_distance_is_unknown_and_not_far() -> None:

@@ -341,10 +341,11 @@ def hops(starts: I64, neighbours: I64, is_bad: Mask, cap: int) -> tuple[I64, I64
     """Steps to the nearest bad node: 0, 1, 2, or `BEYOND`.
 
     Returns:
-        Per node: steps, and 1 where the search from it was cut at the cap; and edges looked at.
+        Per node: steps, and 1 where the search from it was cut at the cap, or did not reach it for that reason; and
+        edges looked at.
     """
     nodes = len(starts) - 1
-    steps, cut = np.full(nodes, 3, np.int64), np.zeros(nodes, np.int64)
+    steps, cut, missed = np.full(nodes, 3, np.int64), np.zeros(nodes, np.int64), np.zeros(nodes, np.int64)
     looked = 0
     for node in range(nodes):
         if is_bad[node]:
@@ -359,7 +360,11 @@ def hops(starts: I64, neighbours: I64, is_bad: Mask, cap: int) -> tuple[I64, I64
             for entry in range(starts[node], end):
                 looked += 1
                 steps[neighbours[entry]] = min(steps[neighbours[entry]], step + 1)
-    return steps, cut, looked
+    for node in range(nodes):
+        if cut[node]:
+            for entry in range(starts[node], starts[node + 1]):
+                missed[neighbours[entry]] |= steps[neighbours[entry]] > steps[node] + 1
+    return steps, np.maximum(cut, missed), looked
 
 
 @kernel

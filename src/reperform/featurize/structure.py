@@ -92,7 +92,8 @@ def columns(settings: Settings) -> tuple[Column, ...]:
         ),
         Column(
             f"network_structure_truncated_{w}",
-            f"1 if a search at the account stopped after {settings.most_edges} edges",
+            f"1 if a search at the account, or one that might have reached either side, stopped after "
+            f"{settings.most_edges} edges of a node",
             "0 or 1",
             w,
             is_model_input=False,
@@ -147,6 +148,8 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
         found["structure_truncated"] = np.maximum(found["structure_truncated"], cut)
         for name, values in found.items():
             out[f"network_{name}_{w}"][begin:end] = values[node]
+        truncated = out[f"network_structure_truncated_{w}"][begin:end]
+        np.maximum(truncated, np.where(other >= 0, cut[other], 0), out=truncated)
         if ledger.labels.height:
             out[f"network_bad_distance_{w}"][begin:end] = steps[node]
             out[f"counterparty_bad_distance_{w}"][begin:end] = np.where(other >= 0, steps[other], np.nan)
