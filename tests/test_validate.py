@@ -263,6 +263,33 @@ def test_findings_name_file_day_value_and_what_to_do(project: Path) -> None:
     assert "ISO 3166-1" in one["fix"]
 
 
+def test_counts_add_up_per_source_and_rule(project: Path) -> None:
+    raw = BREAKS["country_known"]()
+    given = ingested(project, raw)
+    one = {"kind": "table", "files": [{"path": "bank/a.csv", "records": 7}], "rows_in": 7, "left_out": {"empty": 1}}
+    one |= {"quarantined": {"bad_time": 1}, "counts": {}, "tables": {"transactions": 5}}
+    (project / "data" / "ingest" / "receipt.json").write_text(json.dumps({"sources": {"north": one}}))
+    (told,) = validate.run(given).document["by_source"]
+    assert told == {
+        "source": "north", "table": "transactions", "records": 7, "left_out": 1, "refused_by_ingest": {"bad_time": 1},
+        "ingested": 5, "refused_by_validate": {"country_known": 1}, "rows_out": 4,
+    }  # fmt: skip
+    with pytest.raises(ReperformError, match="source north do not add up"):
+        validate.reconciled_by_source([told | {"rows_out": 3}])
+
+
+def test_a_feed_rule_can_keep_the_rows_of_its_file_out_or_stop_the_run(project: Path) -> None:
+    raw = changed("transactions", 4, counterparty_id="(null)")
+    feeds = SECTION["feeds"] | {"null_words": "quarantine"}
+    result = validate.run(ingested(project, raw, section={"feeds": feeds}))
+    assert result.quarantine.filter(pl.col("table") == "transactions")["rule"].to_list() == ["null_words"] * 5
+    assert result.tables["transactions"].is_empty()
+    assert result.tables["labels"].is_empty()
+    shutil.rmtree(project / "data" / "ingest")
+    with pytest.raises(ReperformError, match=r"breaks rule null_words[\s\S]*bank/a.csv[\s\S]*format.missing"):
+        validate.run(ingested(project, raw, section={"feeds": SECTION["feeds"] | {"null_words": "stop"}}))
+
+
 def test_what_changed_is_kept_beside_the_outputs_and_never_in_them(project: Path) -> None:
     given = ingested(project, good())
     validate.run(given)

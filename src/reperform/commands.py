@@ -66,7 +66,7 @@ def add_commands(sub: Any) -> None:
     one.add_argument("--seed", type=int, default=1, help="of the small world and of the defects (default: 1)")
     one.add_argument("--keep", default=None, metavar="DIR", help="keep the spoiled files and what was made of them")
     one.set_defaults(call=_defects)
-    one = sub.add_parser("quality-changes", help="say what changed in the data since the last run with other data")
+    one = sub.add_parser("changes", help="say what changed in the data since the last run with other data")
     one.set_defaults(call=_quality_changes)
     one = sub.add_parser("summary", help="say what the last run found, and open its report")
     one.set_defaults(call=_summary)

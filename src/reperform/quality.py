@@ -70,7 +70,7 @@ def findings_frame(document: Mapping[str, Any]) -> pl.DataFrame:
 def by_source(
     receipt: Mapping[str, Any], clean: Tables, quarantine: pl.DataFrame, origins: pl.DataFrame
 ) -> list[dict[str, Any]]:
-    """Per source and table: records in, kept out by rule in ingest and in validate, rows out.
+    """Per source and table: records in, kept out by rule in ingest and in validate, rows out (None where unknown).
 
     Args:
         receipt: of ingest.
@@ -82,6 +82,7 @@ def by_source(
         file["path"]: name for name, one in receipt["sources"].items() for file in one["files"] if "path" in file
     }
     out = {table: _per_source(_files(clean[table], table, origins), source_of) for table in ("transactions", *_KEYED)}
+    known = {table: table not in _KEYED or not origins.filter(pl.col("table") == table).is_empty() for table in out}
     told = []
     for name, one in receipt["sources"].items():
         for table, passed in one.get("tables", {}).items():
@@ -99,7 +100,7 @@ def by_source(
                     "refused_by_ingest": dict(one.get("quarantined", {})),
                     "ingested": passed,
                     "refused_by_validate": dict(mine.group_by("rule").len().sort("rule").iter_rows()),
-                    "rows_out": out[table].get(name, 0),
+                    "rows_out": out[table].get(name, 0) if known[table] else None,
                 }
             )
     return told
@@ -379,6 +380,23 @@ def late_days(filings_frame: pl.DataFrame) -> pl.DataFrame:
     return filings_frame.filter(pl.col("due_at").is_not_null()).select("filing_id", "form", days=late)
 
 
+def worst(document: Mapping[str, Any], most: int = 40) -> list[dict[str, Any]]:
+    """The first findings; they are in order of severity."""
+    return list(document["findings"][:most])
+
+
+def by_source_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Counts per source with the rules as text, to be shown."""
+
+    def told(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{rule} {n:,}" for rule, n in counts.items()) or "none"
+
+    return [
+        one | {name: told(one[name]) for name in ("refused_by_ingest", "refused_by_validate")}
+        for one in document["by_source"]
+    ]
+
+
 def completeness_frame(document: Mapping[str, Any], table: str = "transactions") -> pl.DataFrame:
     """Entity, column, share of values present: all entities together first, columns in the order of the contract."""
     entities = document["completeness"].get(table, {})
@@ -456,7 +474,15 @@ def _about_records(document: Mapping[str, Any]) -> list[dict[str, str]]:
     broken, told = (
         sum(one.get(f"statements_with_{what}", 0) for one in counts) for what in ("broken_balance", "both_balances")
     )
+    findings = document.get("findings", [])
+    files = sorted({one["file"] or one["source"] for one in findings})
     return [
+        _answer(
+            "What should somebody look at?",
+            f"{len(findings):,} findings in {len(files):,} files" if findings else "nothing",
+            look=bool(findings),
+            applies=came > 0,
+        ),
         _answer("How much is kept out?", f"{kept_out:,} of {came:,} records", look=kept_out > 0, applies=came > 0),
         _answer("Is anything told twice?", _listed(twice, "{}", "no"), look=bool(twice), applies=came > 0),
         _answer(

@@ -2,7 +2,7 @@
 
 An output that told of an earlier run would differ between two clean runs of the same data. So quality.json is told from
 its inputs alone; copies of the last two different ones lie in `.cache/quality/`, and `python -m reperform
-quality-changes` compares them.
+changes` compares them.
 """
 
 import json

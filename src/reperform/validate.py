@@ -297,6 +297,24 @@ def reconciled(raw: Tables, checked: Mapping[str, Checked]) -> None:
             )
 
 
+def reconciled_by_source(by_source: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to go on unless the rows of each source go on or are in quarantine by a rule.
+
+    Raises:
+        ReperformError: that is an error of the program, never of the data.
+    """
+    for one in by_source:
+        refused = sum(one["refused_by_validate"].values())
+        if one["rows_out"] is not None and one["ingested"] != one["rows_out"] + refused:
+            raise ReperformError(
+                f"The counts of source {one['source']} do not add up.",
+                expected=f"{one['ingested']} rows of {one['table']}",
+                got=f"{one['rows_out']} clean + {refused} refused",
+                where=f"stage validate, source {one['source']}",
+                fix="report this; nothing was saved",
+            )
+
+
 def stop_above(raw: Tables, checked: Mapping[str, Checked], share: float, found: Sequence[FeedFinding] = ()) -> None:
     """Stop when too much of a table is refused: then the feed is wrong, and not some rows of it.
 
@@ -360,7 +378,9 @@ def run(params: ValidateParams) -> Validated:
     failing = {name: one.failing for name, one in checked.items()}
     listed = quality.findings(found, failing, rules, feeds.sources_of(receipt))
     document = quality.document(raw, clean, told, refused_before, receipt)
-    document |= {"findings": listed, "by_source": quality.by_source(receipt, clean, quarantine, origins)}
+    by_source = quality.by_source(receipt, clean, quarantine, origins)
+    reconciled_by_source(by_source)
+    document |= {"findings": listed, "by_source": by_source}
     return _saved(document, clean, quarantine)
 
 

@@ -99,6 +99,8 @@ def amounts(mixes: pl.DataFrame) -> Figure:
         "0.99": (figures.VERMILION, ":"),
     }
     months = rows.get_column("month").unique().sort().to_list()
+    drawn = rows.filter(pl.col("value").is_in(list(styles))).get_column("amount").to_numpy()
+    drawn = drawn[drawn > 0] if (drawn > 0).any() else np.ones(1)
     for entity, axis in zip(entities, axes, strict=False):
         own = rows.filter(pl.col("entity_id") == entity)
         for name, (colour, line) in styles.items():
@@ -112,6 +114,7 @@ def amounts(mixes: pl.DataFrame) -> Figure:
                 marker=".",
             )
         axis.set_yscale("log")
+        axis.set_ylim(0.7 * float(drawn.min()), 1.4 * float(drawn.max()))
         axis.set_title(entity, fontsize=8, pad=2)
         axis.tick_params(labelsize=7)
         axis.tick_params(axis="x", rotation=45)
