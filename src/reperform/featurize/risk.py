@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from scipy.special import betaincinv
 
-from reperform.featurize.kernels import F64, I64, extreme_times
+from reperform.featurize.kernels import F64, I64, dense, extreme_times
 from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger
 from reperform.featurize.registry import Column, Key, Kpi, Values
 from reperform.featurize.windows import DAY_US, FOREVER_US, History, length_us, ratio
@@ -250,10 +250,10 @@ def _codes_of(history: History, enter: I64) -> I64:
 
 def beta_interval(anomalies: I64, resolved: I64, alpha: float, beta: float, share: float) -> tuple[F64, F64]:
     """Central interval of Beta(alpha + anomalies, beta + resolved - anomalies), once per pair of counts."""
-    pairs, which = np.unique(np.stack([anomalies, resolved], axis=1), axis=0, return_inverse=True)
-    a, b = alpha + pairs[:, 0], beta + pairs[:, 1] - pairs[:, 0]
+    which, first = dense(anomalies * (resolved.max(initial=0) + 1) + resolved)
+    a, b = alpha + anomalies[first], beta + resolved[first] - anomalies[first]
     tail = (1 - share) / 2
-    return betaincinv(a, b, tail)[which.ravel()], betaincinv(a, b, 1 - tail)[which.ravel()]
+    return betaincinv(a, b, tail)[which], betaincinv(a, b, 1 - tail)[which]
 
 
 def _kpi(who: Key, title: str) -> Kpi:
