@@ -321,6 +321,7 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
         ({"target": "transaction"}, "did you mean transactions"),
         ({"times": {"time_zone": "Europe/Berlinn"}}, "IANA name"),
         ({"format": {"encoding": "utf-9"}}, "Unknown encoding"),
+        ({"format": {"delimiter": "§"}}, "ASCII character"),
         ({"columns": DEMO["northbank"]["columns"] | {"entity_id": {"path": "no group"}}}, "needs a group"),
         ({"one_row_per": "chanel"}, "did you mean channel"),
     ],

@@ -320,6 +320,14 @@ def _check_formats(spec: TableSource, where: str) -> None:
             where=f"{where}.format.encoding",
             fix="mend it in conf/ingest/",
         ) from None
+    if not (spec.format.delimiter + spec.format.quote).isascii():
+        raise ReperformError(
+            "A mark between or around fields must be an ASCII character.",
+            expected="a delimiter such as ',' or ';', and a quote such as '\"'",
+            got=f"delimiter {spec.format.delimiter!r}, quote {spec.format.quote!r}",
+            where=f"{where}.format",
+            fix="mend it in conf/ingest/",
+        )
     _check_steps(spec, where)
     zones = [spec.times.time_zone, *(column.time_zone for column in spec.columns.values())]
     for zone in zones:
