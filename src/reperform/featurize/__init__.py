@@ -184,9 +184,9 @@ def featurize_files(
     learned = dict(fitted) if fitted is not None else outofcore.fit(source, selected(stage.kpis), stage, split.fit_end)
     todo, run_on = engine.tasks(selected(stage.kpis), stage, learned), outofcore.run
     if how.name == "spark":
-        from reperform.featurize import spark  # noqa: PLC0415  # pyspark is optional
+        from reperform.featurize.spark import run as run_on_spark  # noqa: PLC0415  # pyspark is optional
 
-        run_on = spark.run
+        run_on = run_on_spark
     daily = target / "account_days.parquet"
     with tables.replacing(daily) as partial, tables.appending(partial, days.ACCOUNT_DAYS) as append:
         store = run_on(source, todo, how, scratch, lambda part: append(days.account_days(part, part.days)))

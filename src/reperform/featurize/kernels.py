@@ -103,7 +103,7 @@ def _median(values: F64) -> float:
     lower = moved[0]
     for position in range(1, half):
         lower = max(lower, moved[position])
-    return 0.5 * (lower + upper)
+    return float(0.5 * (lower + upper))
 
 
 @kernel
@@ -667,7 +667,7 @@ def _highest(balance: F64, start: int, end: int) -> float:
     highest = balance[end - 1]
     for place in range(start, end):
         highest = max(highest, balance[place])
-    return highest
+    return float(highest)
 
 
 @kernel

@@ -25,6 +25,7 @@ from reperform.featurize.registry import Kpi, Values
 from reperform.params import EngineParams, FeaturizeParams
 
 ROW, BUCKET = "__row", "__bucket"
+SHARED_ROWS = 8_000_000  # up to so many, all KPIs learn from one table in memory; of more, each reads its own columns
 LZ4 = ipc.IpcWriteOptions(compression="lz4")
 
 
@@ -118,15 +119,24 @@ def source_of(transactions: pl.LazyFrame, about: Ledger) -> Source:
 
 def fit(source: Source, kpis: Sequence[Kpi], stage: FeaturizeParams, fit_end: datetime) -> dict[str, dict[str, Any]]:
     """Parameters of KPIs, each learned from the columns that it reads of rows before a moment."""
-    end_us, before = int(fit_end.timestamp()) * 1_000_000, pl.col("booked_at") < fit_end
+    end_us = int(fit_end.timestamp()) * 1_000_000
+    before = source.transactions.filter(pl.col("booked_at") < fit_end)
+    learning = [kpi for kpi in kpis if kpi.learns]
+    few = before.select(pl.len()).collect().item() <= SHARED_ROWS
+    shared = _read_for(source, before, learning) if few else None
     out: dict[str, dict[str, Any]] = {}
     for kpi in kpis:
         ledger = source.about
         if kpi.learns:
-            columns = [name for name in source.columns if name in {*engine.ALWAYS_READ, *kpi.inputs}]
-            ledger = replace(ledger, transactions=source.transactions.select(columns).filter(before).collect())
+            ledger = shared if shared is not None else _read_for(source, before, [kpi])
         out[kpi.name] = kpi.fit(ledger, end_us, kpi.settings_of(stage.settings))
     return out
+
+
+def _read_for(source: Source, rows: pl.LazyFrame, kpis: Sequence[Kpi]) -> Ledger:
+    names = {*engine.ALWAYS_READ, *(name for kpi in kpis for name in kpi.inputs)}
+    table = rows.select(name for name in source.columns if name in names).collect()
+    return replace(source.about, transactions=table)
 
 
 def run(
