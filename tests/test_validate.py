@@ -278,6 +278,29 @@ def test_counts_add_up_per_source_and_rule(project: Path) -> None:
         validate.reconciled_by_source([told | {"rows_out": 3}])
 
 
+def test_sources_that_read_one_file_are_counted_each_for_its_own_table(project: Path) -> None:
+    raw = good()
+    given = ingested(project, raw)
+    files = {
+        "files": [{"path": "bank/a.csv", "records": 5}],
+        "rows_in": 5,
+        "left_out": {},
+        "quarantined": {},
+        "counts": {},
+    }
+    of = {"transactions": {"transactions": 5}, "accounts": {"accounts": 2}, "labels": {"labels": 2}}
+    receipt = {"sources": {name: files | {"kind": "table", "tables": rows} for name, rows in of.items()}}
+    (project / "data" / "ingest" / "receipt.json").write_text(json.dumps(receipt))
+    keys = [("accounts", key) for key in "AB"] + [("labels", f"T{n}") for n in (1, 2)]
+    origins = [
+        {"table": t, "key": key, "source_file": "bank/a.csv", "source_record": n} for n, (t, key) in enumerate(keys)
+    ]
+    frame_of = pl.DataFrame(origins, schema=schemas.polars_schema(schemas.ORIGINS))
+    frame_of.write_parquet(project / "data" / "ingest" / "origins.parquet")
+    told = validate.run(given).document["by_source"]
+    assert {one["source"]: one["rows_out"] for one in told} == {"transactions": 5, "accounts": 2, "labels": 2}
+
+
 def test_a_feed_rule_can_keep_the_rows_of_its_file_out_or_stop_the_run(project: Path) -> None:
     raw = changed("transactions", 4, counterparty_id="(null)")
     feeds = SECTION["feeds"] | {"null_words": "quarantine"}

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from reperform import schemas, validity
+from reperform.feeds import sources_of
 from reperform.feeds.finding import FEED_RULES, FeedFinding, as_frame, as_rows
 
 Tables = Mapping[str, pl.DataFrame]
@@ -27,7 +28,7 @@ def as_finding(finding: Any, table: str) -> dict[str, Any]:
 
 
 def findings(
-    feed: Sequence[FeedFinding], failing: Tables, severity: Mapping[str, str], source_of: Mapping[str, str]
+    feed: Sequence[FeedFinding], failing: Tables, severity: Mapping[str, str], receipt: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Everything that a data owner should look at, by source and file: feeds first checked, then rows.
 
@@ -35,11 +36,12 @@ def findings(
         feed: what feed checks have found.
         failing: by table, rows that break a rule by rule and file, as in `validate.Checked`.
         severity: by row rule.
-        source_of: from raw files to their sources.
+        receipt: of ingest; it says which file belongs to which source.
     """
+    source_of = {table: sources_of(receipt, table) for table in failing}
     rows = [
         FeedFinding(
-            source=source_of.get(row["source_file"], row["source_file"].split("/")[0]),
+            source=source_of[table].get(row["source_file"], row["source_file"].split("/")[0]),
             rule=row["rule"],
             file=row["source_file"],
             rows=row["n"],
@@ -78,10 +80,10 @@ def by_source(
         quarantine: of validate.
         origins: as `schemas.ORIGINS`.
     """
-    source_of = {
-        file["path"]: name for name, one in receipt["sources"].items() for file in one["files"] if "path" in file
+    out = {
+        table: _per_source(_files(clean[table], table, origins), sources_of(receipt, table))
+        for table in ("transactions", *_KEYED)
     }
-    out = {table: _per_source(_files(clean[table], table, origins), source_of) for table in ("transactions", *_KEYED)}
     known = {table: table not in _KEYED or not origins.filter(pl.col("table") == table).is_empty() for table in out}
     told = []
     for name, one in receipt["sources"].items():
@@ -479,7 +481,7 @@ def _about_records(document: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         _answer(
             "What should somebody look at?",
-            f"{len(findings):,} findings in {len(files):,} files" if findings else "nothing",
+            f"{len(findings):,} findings, about {len(files):,} files or sources" if findings else "nothing",
             look=bool(findings),
             applies=came > 0,
         ),

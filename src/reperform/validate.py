@@ -376,7 +376,7 @@ def run(params: ValidateParams) -> Validated:
     quarantine = pl.concat([schemas.empty(schemas.QUARANTINE), *(one.refused for one in checked.values())])
     told = {name: [quality.as_finding(finding, name) for finding in one.findings] for name, one in checked.items()}
     failing = {name: one.failing for name, one in checked.items()}
-    listed = quality.findings(found, failing, rules, feeds.sources_of(receipt))
+    listed = quality.findings(found, failing, rules, receipt)
     document = quality.document(raw, clean, told, refused_before, receipt)
     by_source = quality.by_source(receipt, clean, quarantine, origins)
     reconciled_by_source(by_source)

@@ -13,14 +13,20 @@ from reperform.feeds.finding import FEED_RULES, FeedFinding
 LABELS = "labels"
 
 
-def sources_of(receipt: Mapping[str, Any]) -> dict[str, str]:
-    """From raw files to their sources, as the receipt of ingest tells them."""
-    return {
-        str(file["path"]): name
-        for name, source in receipt["sources"].items()
-        for file in source["files"]
-        if "path" in file
-    }
+def sources_of(receipt: Mapping[str, Any], table: str = "transactions") -> dict[str, str]:
+    """From raw files to their sources, as the receipt of ingest tells them.
+
+    Args:
+        receipt: of ingest.
+        table: of several sources that read one file, the one that makes rows of this table counts.
+    """
+    found: dict[str, str] = {}
+    for name, source in receipt["sources"].items():
+        makes_it = table in source.get("tables", {})
+        for file in source["files"]:
+            if "path" in file and (makes_it or file["path"] not in found):
+                found[str(file["path"])] = name
+    return found
 
 
 def check(
@@ -50,7 +56,8 @@ def check(
         found += shifts.findings(whole)
         found += values.findings(whole, told)
         found += repeats.findings(whole)
-    file = next((path for path, source in source_of.items() if source == LABELS), "")
+    of_labels = sources_of(receipt, LABELS)
+    file = next((path for path, source in of_labels.items() if source == LABELS), "")
     found += labels.findings(raw["labels"], raw["transactions"], limits, LABELS, file)
     return [replace(one, severity=severity[one.rule]) for one in found]
 
