@@ -392,7 +392,7 @@ TABLES = (
     Table(
         "quality_mixes",
         "data/validate/quality_mixes.parquet",
-        "How rows of an institution spread over hours, weekdays, channels, currencies, countries and amounts, by month.",
+        "How an institution's rows spread over hours, weekdays, channels, currencies, countries and amounts, by month.",
         (POSITION,),
         schemas.polars_schema(schemas.QUALITY_MIXES),
         sources.parquet("validate", "quality_mixes"),
