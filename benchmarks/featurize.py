@@ -1,41 +1,255 @@
-"""As-of windows against rolling windows of Polars and range windows of DuckDB, on one key and the same rows.
+"""What features cost, as ratios to what others need for the same or less, in one run on one machine.
 
-The peers count and sum over t - W <= t_j < t; ours also leaves out what had not arrived by t. On rows that are known at
-once all three must agree, and that is checked before anything is timed.
+    python benchmarks/featurize.py windows [rows]    counts and sums over four windows: pandas, DuckDB, Polars
+    python benchmarks/featurize.py scale ROWS ...    every KPI against Polars: read, sort by account and time, write
+    python benchmarks/featurize.py network [rows]    network indicators against the other KPIs
+    python benchmarks/featurize.py hub               a counterparty with 1,000, 10,000 and 100,000 accounts
+    python benchmarks/featurize.py hundred [folder]  100 million rows, bucketed; takes an hour or two and 250 GB of disk
 
-    python benchmarks/featurize.py [rows]
+Peers give the same numbers, and that is checked before anything is timed. Memory is the peak of a process of its own.
 """
 
+import json
+import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
-import duckdb
 import numpy as np
 import polars as pl
 
+from reperform import featurize, params, schemas
+from reperform.featurize import buckets, engine
 from reperform.featurize.windows import History, length_us
+from reperform.params import EngineParams, FeaturizeParams, SplitParams
 
 WINDOWS = ("1h", "24h", "7d", "30d")
-ACCOUNTS = 5_000
-DAYS = 136
+ROOT = Path(__file__).parents[1]
+START = datetime(2025, 1, 1, tzinfo=UTC)
+DAYS = 183
+ROWS_PER_ACCOUNT, ROWS_PER_COUNTERPARTY = 260, 130  # as in the Fraud Detection Handbook
+CHUNK = 5_000_000  # rows that are made at once
 
 
-def table(rows: int) -> pl.DataFrame:
-    """Rows in order of time, one moment per row of an account, so that ties do not divide the three."""
+# Tables
+
+
+def make(rows: int, folder: Path, *, hub: int = 0, seed: int = 0) -> Path:
+    """A table as `validate` writes it, every column filled, with late records, two directions and labels.
+
+    Args:
+        rows: their number; accounts and counterparties grow with it.
+        folder: for the three tables.
+        hub: so many accounts deal with counterparty `hub`, once each.
+        seed: of the table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    n_accounts, n_parties = max(rows // ROWS_PER_ACCOUNT, 10), max(rows // ROWS_PER_COUNTERPARTY, 10)
+    n_accounts = max(n_accounts, hub)
+    parts, done = [], 0
+    while done < rows:
+        n, share = min(CHUNK, rows - done), (done / rows, min(CHUNK, rows - done) / rows)
+        parts.append(folder / f"part-{len(parts):03d}.parquet")
+        _rows(rng, n, first=done, share=share, n_accounts=n_accounts, n_parties=n_parties).write_parquet(parts[-1])
+        done += n
+    table = pl.scan_parquet(parts)
+    if hub:
+        number = pl.int_range(pl.len())
+        name = pl.when(number % (rows // hub) == 0).then(pl.lit("hub")).otherwise("counterparty_id")
+        table = table.with_columns(counterparty_id=name)
+    table.sink_parquet(folder / "transactions.parquet", row_group_size=250_000, maintain_order=True)
+    for part in parts:
+        part.unlink()
+    picked = np.sort(rng.choice(rows, rows // 200, replace=False))
+    days = rng.integers(1, 15, len(picked))
+    labels = pl.DataFrame(
+        {
+            "transaction_id": [f"t{k:010d}" for k in picked],
+            "is_anomaly": rng.random(len(picked)) < 0.6,
+            "typology": None,
+            "confirmed_at": [
+                START + timedelta(days=float(k / rows * DAYS + d)) for k, d in zip(picked, days, strict=True)
+            ],
+        },
+        schema=schemas.polars_schema(schemas.LABELS),
+    )
+    labels.write_parquet(folder / "labels.parquet")
+    _accounts(n_accounts).write_parquet(folder / "accounts.parquet")
+    return folder
+
+
+def _accounts(n: int) -> pl.DataFrame:
+    zones, segments = ["Europe/Berlin", "Europe/London", "America/New_York"], ["retail", "business", "student"]
+    return pl.DataFrame(
+        {
+            "account_id": [f"A{k:08d}" for k in range(n)],
+            "entity_id": "bank",
+            "opened_at": [START - timedelta(days=k % 400) for k in range(n)],
+            "timezone": [zones[k % 3] for k in range(n)],
+            "segment": [segments[k % 3] for k in range(n)],
+            "home_country": "DE",
+        },
+        schema=schemas.polars_schema(schemas.ACCOUNTS),
+    )
+
+
+def _rows(
+    rng: np.random.Generator, n: int, *, first: int, share: tuple[float, float], n_accounts: int, n_parties: int
+) -> pl.DataFrame:
+    second = np.sort((share[0] + share[1] * rng.random(n)) * DAYS * 86_400).astype(np.int64)
+    late = np.where(rng.random(n) < 0.05, rng.integers(0, 2 * 86_400, n), 0)
+    account = rng.integers(0, n_accounts, n)
+    # Most payments go to one of 50 counterparties of the account, as customers of the Handbook have terminals nearby.
+    near = (account * 13 + np.minimum(rng.geometric(0.05, n), 50)) % n_parties
+    party = np.where(rng.random(n) < 0.9, near, rng.integers(0, n_parties, n))
+    cents = np.maximum(np.rint(rng.lognormal(8, 1.2, n)), 1)
+    base = pl.DataFrame(
+        {
+            "second": second,
+            "late": late,
+            "account": account,
+            "party": party,
+            "amount": cents / 100,
+        }
+    ).with_row_index("number", first)
+    at = pl.lit(START).cast(schemas.UTC_US)
+    channels, countries = pl.Series(["card", "instant", "cash"]), pl.Series(["DE", "DE", "DE", "FR", "US"])
+    return base.select(
+        transaction_id="t" + pl.col("number").cast(pl.String).str.zfill(10),
+        booked_at=at + pl.duration(seconds="second"),
+        known_at=at + pl.duration(seconds=pl.col("second") + pl.col("late")),
+        account_id="A" + pl.col("account").cast(pl.String).str.zfill(8),
+        counterparty_id="P" + pl.col("party").cast(pl.String).str.zfill(8),
+        entity_id=pl.lit("bank"),
+        direction=pl.when(pl.Series(rng.random(n) < 0.3)).then(pl.lit("in")).otherwise(pl.lit("out")),
+        amount="amount",
+        currency=pl.lit("EUR"),
+        amount_base="amount",
+        channel=channels.gather(rng.integers(0, 3, n)),
+        country=countries.gather(rng.integers(0, 5, n)),
+        latitude=pl.Series(np.round(rng.normal(50, 1, n), 4)),
+        longitude=pl.Series(np.round(rng.normal(9, 1, n), 4)),
+        balance_after=pl.Series(np.round(rng.normal(3000, 1500, n), 2)),
+        source_file=pl.lit("made"),
+        source_record=pl.col("number").cast(pl.Int64),
+    )
+
+
+def calendar() -> SplitParams:
+    return SplitParams(
+        train_days=90, train_until=(START + timedelta(days=120)).date(), label_delay_days=7, label_maturity_days=7,
+        validation_days=7, test_from=(START + timedelta(days=128)).date(), test_days=30, drop_known_compromised=False,
+    )  # fmt: skip
+
+
+def stage() -> FeaturizeParams:
+    return params.load(FeaturizeParams, ROOT / "params.yaml")
+
+
+def tables(folder: Path) -> tuple[pl.LazyFrame, pl.DataFrame, pl.DataFrame]:
+    return (
+        pl.scan_parquet(folder / "transactions.parquet"),
+        pl.read_parquet(folder / "accounts.parquet"),
+        pl.read_parquet(folder / "labels.parquet"),
+    )
+
+
+# Measuring
+
+
+def timed(call: Callable[[], object], times: int = 3) -> float:
+    """Best of some, so that a neighbour's load counts least."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def alone(*arguments: object) -> dict[str, float]:
+    """Run a part of this file in a process of its own: seconds, processor seconds and peak memory."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def say(start: tuple[float, float], **more: float) -> None:
+    seconds, processor = time.perf_counter() - start[0], time.process_time() - start[1]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": seconds, "processor": processor, "peak_gib": peak, **more}))
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def sort_with_polars(folder: Path) -> None:
+    """The yardstick: read, sort by account and time, write."""
+    start = clocks()
+    table = pl.read_parquet(folder / "transactions.parquet")
+    table.sort("account_id", "booked_at").write_parquet(folder / "sorted.parquet", compression="zstd")
+    say(start)
+    (folder / "sorted.parquet").unlink()
+
+
+def every_kpi(folder: Path, name: str, kpis: list[str]) -> None:
+    """Read, learn, compute, write; compiled functions are loaded before the clock starts."""
+    rows, accounts, labels = tables(folder)
+    chosen = FeaturizeParams(kpis=kpis, settings=stage().settings)
+    few = rows.head(3000).collect()
+    featurize.featurize(few, accounts.head(50), labels, chosen, calendar())
+    start = clocks()
+    if name == "local":
+        how = EngineParams()
+        made = featurize.featurize(rows.collect(), accounts, labels, chosen, calendar(), how=how)
+        made.table.write_parquet(folder / "features.parquet", compression="zstd")
+    else:
+        how = EngineParams(name="bucketed" if name == "bucketed" else "spark")
+        featurize.featurize_files(
+            rows, accounts, labels, chosen, calendar(), how=how, target=folder, scratch=folder / "scratch"
+        )
+    say(start, columns=len(pl.read_parquet_schema(folder / "features.parquet")) - len(featurize.IDENTITY))
+    (folder / "features.parquet").unlink()
+
+
+# Comparisons
+
+
+def window_table(rows: int) -> pl.DataFrame:
+    """Rows in order of time, one moment per row of an account, so that ties do not divide the peers."""
     rng = np.random.default_rng(0)
-    account = rng.integers(0, ACCOUNTS, rows)
+    accounts = max(rows // ROWS_PER_ACCOUNT, 10)
     seconds = np.sort(rng.choice(DAYS * 86_400, rows, replace=rows > DAYS * 86_400 // 2))
-    frame = pl.DataFrame({"account": account, "us": seconds * 1_000_000, "cents": rng.integers(1, 100_000, rows)})
+    frame = pl.DataFrame(
+        {"account": rng.integers(0, accounts, rows), "us": seconds * 1_000_000, "cents": rng.integers(1, 100_000, rows)}
+    )
     frame = frame.unique(["account", "us"], maintain_order=True)
     return frame.with_columns(at=pl.col("us").cast(pl.Datetime("us"))).with_row_index("row")
 
 
 def ours(frame: pl.DataFrame, delay_us: int = 0) -> dict[str, np.ndarray]:
-    us, cents = frame["us"].to_numpy(), frame["cents"].to_numpy()
-    history = History.of(frame["account"].to_numpy(), ACCOUNTS, us, us + delay_us)
-    ones = np.ones(len(us), np.int64)
-    return {w: np.stack(history.sums(history.tape(length_us(w)), ones, cents), axis=1) for w in WINDOWS}
+    """As the engine does it: buckets of whole accounts, in two threads."""
+    us, cents, account = (frame[name].to_numpy() for name in ("us", "cents", "account"))
+    out = {w: np.empty((len(us), 2), np.int64) for w in WINDOWS}
+
+    def work(rows: np.ndarray) -> None:
+        own = account[rows]
+        codes = np.cumsum(np.diff(own, prepend=own[:1]) != 0)
+        history = History.of(codes, int(codes[-1]) + 1, us[rows], us[rows] + delay_us)
+        ones, amounts = np.ones(len(rows), np.int64), cents[rows]
+        for w in WINDOWS:
+            n, total = history.window_sums(length_us(w), ones, amounts)
+            out[w][rows, 0], out[w][rows, 1] = n, total
+
+    buckets.each(work, buckets.cut(account, EngineParams().bucket_rows), EngineParams().threads)
+    return out
 
 
 def polars_rolling(frame: pl.DataFrame) -> dict[str, np.ndarray]:
@@ -50,7 +264,23 @@ def polars_rolling(frame: pl.DataFrame) -> dict[str, np.ndarray]:
     return out
 
 
+def pandas_rolling(frame: pl.DataFrame) -> dict[str, np.ndarray]:
+    """As it is usually written: a rolling window per account, then back into the table's order."""
+    table = frame.select("row", "account", "at", "cents").to_pandas()
+    out = {}
+    for window in WINDOWS:
+        groups = table.set_index("at").groupby("account")["cents"]
+        rolled = groups.rolling(window, closed="left")
+        by_account = table.sort_values(["account", "at"], kind="stable")["row"].to_numpy()
+        n, cents = np.empty(len(table)), np.empty(len(table))
+        n[by_account], cents[by_account] = rolled.count().fillna(0).to_numpy(), rolled.sum().fillna(0).to_numpy()
+        out[window] = np.rint(np.stack([n, cents], axis=1)).astype(np.int64)
+    return out
+
+
 def duckdb_range(frame: pl.DataFrame) -> dict[str, np.ndarray]:
+    import duckdb  # noqa: PLC0415  # a peer of this comparison alone
+
     con = duckdb.connect(config={"threads": 2})
     con.register("t", frame.select("row", "account", "us", "cents").to_arrow())
     out = {}
@@ -61,32 +291,118 @@ def duckdb_range(frame: pl.DataFrame) -> dict[str, np.ndarray]:
     return out
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Best of three, so that a neighbour's load counts least."""
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def line(name: str, ours_s: float, peer_s: float, rows: int) -> None:
-    print(f"{name}: ratio {peer_s / ours_s:.2f} (ours {ours_s:.2f} s, peer {peer_s:.2f} s, rows {rows})")
-
-
-def main(rows: int) -> None:
-    frame = table(rows)
+def windows(rows: int) -> None:
+    frame = window_table(rows)
     expected = ours(frame)
-    for peer in (polars_rolling, duckdb_range):
+    columns = 2 * len(WINDOWS)
+    for peer, times in ((pandas_rolling, 1), (duckdb_range, 3), (polars_rolling, 3)):
         got = peer(frame)
         for window in WINDOWS:
             assert (got[window] == expected[window]).all(), (peer.__name__, window)
-        a, b = timed(lambda: ours(frame)), timed(lambda peer=peer: peer(frame))
-        line("count_and_sum_4_windows_vs_" + peer.__name__, a, b, frame.height)
+        a, b = timed(lambda: ours(frame)), timed(lambda peer=peer: peer(frame), times)
+        print(
+            f"{peer.__name__}: ratio {b / a:.1f} per column "
+            f"(ours {a / columns:.4f} s, peer {b / columns:.4f} s, {columns} columns, {frame.height:,} rows)"
+        )
     a, b = timed(lambda: ours(frame, 7 * 3_600_000_000)), timed(lambda: ours(frame))
-    line("late_records_vs_none", a, b, frame.height)
+    print(f"late records: ratio {a / b:.2f} to none")
+
+
+def every_kpi_per_column(rows: int) -> None:
+    """What one column costs on average when all are made, against pandas for one column of the same rows."""
+    frame = window_table(rows)
+    peer = timed(lambda: pandas_rolling(frame), 1) / (2 * len(WINDOWS))
+    with tempfile.TemporaryDirectory() as name:
+        got = alone("_ours", make(rows, Path(name)), "local")
+    mine = got["seconds"] / got["columns"]
+    print(
+        f"all {got['columns']:.0f} columns: ratio {peer / mine:.1f} (ours {mine:.4f} s per column, pandas {peer:.4f} s)"
+    )
+
+
+def scale(sizes: list[int]) -> None:
+    """Ratios to Polars, peak memory, and growth from the first size to each."""
+    first = None
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            folder = make(rows, Path(name))
+            peer = min((alone("_polars", folder) for _ in range(2)), key=lambda found: found["seconds"])
+            mine = alone("_ours", folder, "bucketed")
+        first = first or (rows, mine)
+        growth = mine["seconds"] / first[1]["seconds"] / (rows / first[0])
+        print(
+            f"{rows:,} rows, {mine['columns']:.0f} columns: ratio {mine['seconds'] / peer['seconds']:.1f} "
+            f"(ours {mine['seconds']:.1f} s, {mine['processor']:.1f} processor s, peak {mine['peak_gib']:.1f} GiB; "
+            f"Polars {peer['seconds']:.1f} s, {peer['processor']:.1f} processor s, peak {peer['peak_gib']:.1f} GiB); "
+            f"per row {growth:.2f} of {first[0]:,}",
+            flush=True,
+        )
+
+
+def network(rows: int) -> None:
+    """Families of KPI 13 and 7's propagation against all others, one after the other on one table."""
+    with tempfile.TemporaryDirectory() as name:
+        found = alone("_network", make(rows, Path(name)))
+    print(f"network: ratio {found['network'] / found['others']:.2f} to the others (network {found['network']:.1f} s, "
+          f"others {found['others']:.1f} s, {rows:,} rows)")  # fmt: skip
+
+
+def network_and_others(folder: Path) -> None:
+    rows, accounts, labels = tables(folder)
+    table = rows.collect()
+    for _ in range(2):  # the first loads compiled functions
+        ledger = featurize.ledger_of(table, accounts, labels, stage(), calendar())
+        todo = engine.tasks(engine.selected([]), stage(), featurize.fit(ledger, stage(), calendar().fit_end))
+        start, spent, made = clocks(), {"network": 0.0, "others": 0.0}, dict[str, Any]()
+        for phase in engine.phases(todo):
+            for task in phase.tasks:
+                before = time.perf_counter()
+                made |= engine.run_phase(ledger, engine.Phase(phase.key, (task,)), made, EngineParams())
+                is_network = task.kpi.number == 13 or task.kpi.name == "propagated_risk"
+                spent["network" if is_network else "others"] += time.perf_counter() - before
+    say(start, **spent)
+
+
+def hub() -> None:
+    """Time per row where one counterparty deals with ever more accounts, each row of it a new one."""
+    for accounts in (1_000, 10_000, 100_000):
+        with tempfile.TemporaryDirectory() as name:
+            found = alone("_ours", make(400_000, Path(name), hub=accounts), "local")
+        print(f"hub with {accounts:,} accounts: {found['seconds'] / 400_000 * 1e6:.1f} µs per row", flush=True)
+
+
+def hundred(folder: Path) -> None:
+    """100 million rows; the table stays in the folder, so that a second run need not make it again."""
+    if not (folder / "accounts.parquet").exists():
+        make(100_000_000, folder)
+    found = alone("_ours", folder, "bucketed")
+    print(f"100 million rows: {found['seconds'] / 60:.0f} minutes, peak {found['peak_gib']:.1f} GiB")
+
+
+def main(arguments: list[str]) -> None:
+    what, rest = arguments[0], arguments[1:]
+    match what:
+        case "windows":
+            windows(int(rest[0]) if rest else 1_000_000)
+        case "columns":
+            every_kpi_per_column(int(rest[0]) if rest else 1_000_000)
+        case "scale":
+            scale([int(rows) for rows in rest])
+        case "network":
+            network(int(rest[0]) if rest else 1_000_000)
+        case "hub":
+            hub()
+        case "hundred":
+            hundred(Path(rest[0]) if rest else ROOT / ".cache" / "hundred")
+        case "_polars":
+            sort_with_polars(Path(rest[0]))
+        case "_ours":
+            every_kpi(Path(rest[0]), rest[1], rest[2:])
+        case "_network":
+            network_and_others(Path(rest[0]))
+        case _:
+            print(__doc__)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 500_000)
+    main(sys.argv[1:] or ["help"])

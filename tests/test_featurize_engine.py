@@ -37,8 +37,8 @@ def ledger() -> Ledger:
 
 @pytest.fixture(scope="module")
 def todo(ledger: Ledger) -> list[engine.Task]:
-    fitted = featurize.fit(ledger, stage(**SETTINGS), calendar().fit_end)
-    return engine.tasks(engine.selected([]), stage(**SETTINGS), fitted)
+    fitted = featurize.fit(ledger, stage(*KPIS, **SETTINGS), calendar().fit_end)
+    return engine.tasks(engine.selected(list(KPIS)), stage(**SETTINGS), fitted)
 
 
 @pytest.fixture(scope="module")

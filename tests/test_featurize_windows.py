@@ -13,7 +13,7 @@ from reperform.errors import ReperformError
 from reperform.featurize import kernels
 from reperform.featurize.ledger import pair_codes
 from reperform.featurize.shares import shares
-from reperform.featurize.windows import FOREVER_US, History, length_us, ratio
+from reperform.featurize.windows import FOREVER_US, History, Rows, length_us, ratio
 
 row = st.tuples(
     st.integers(-1, 2),  # key
@@ -48,10 +48,43 @@ def seen(history: History, known: Any, i: int, window: int) -> Any:
 @given(tables, windows)
 def test_sums_and_counts_are_those_of_the_definition(rows: Any, window: int) -> None:
     history, _, amount, known = make(rows)
-    n, total = history.sums(history.tape(window), np.ones(len(rows), np.int64), amount)
+    ones = np.ones(len(rows), np.int64)
+    n, total = history.sums(history.tape(window), ones, amount)
+    at_once = history.window_sums(window, ones, amount)
     for i in range(len(rows)):
         expected = seen(history, known, i, window)
         assert (n[i], total[i]) == (len(expected), sum(amount[j] for j in expected))
+        assert (at_once[0][i], at_once[1][i]) == (n[i], total[i])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 9)), max_size=40), st.integers(0, 60))
+def test_rows_are_ordered_by_key_and_time_however_many_must_be_moved(rows: Any, most_moves: int) -> None:
+    codes, time = (np.array([r[k] for r in rows], np.int64) for k in range(2))
+    expected = [k for k in np.lexsort((time, codes)) if codes[k] >= 0]
+    starts, got, done = kernels.ordered(codes, time, 4, most_moves)
+    assert not done or got.tolist() == expected
+    of = Rows.ordered(codes, time, 4)
+    assert of.rows.tolist() == expected
+    assert of.starts.tolist() == [sum(0 <= c < key for c in codes) for key in range(5)]
+    assert not done or starts.tolist() == of.starts.tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-2, 5) | st.integers(2**40, 2**40 + 3), max_size=30))
+def test_codes_are_those_of_first_appearance(values: list[int]) -> None:
+    codes, first = kernels.dense(np.array(values, np.int64))
+    seen_so_far = list(dict.fromkeys(v for v in values if v >= 0))
+    assert codes.tolist() == [seen_so_far.index(v) if v >= 0 else -1 for v in values]
+    assert [values[row] for row in first] == seen_so_far
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=60))
+def test_median_is_that_of_the_sorted_values(values: list[float]) -> None:
+    array = np.array(values)
+    assert kernels._median(array) == median(values)
+    assert array.tolist() == values
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,8 +3,10 @@
 KPIs that share a key make a phase. Phases follow each other, so that a KPI finds what it needs of other keys.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -145,7 +147,7 @@ def values_of(ledger: Ledger, phase: Phase, made: Mapping[str, F64]) -> Values:
     """
     out: Values = {}
     for task in phase.tasks:
-        values = task.kpi.compute(ledger, task.fitted, task.settings, Needed(task, {**made, **out}))
+        values = task.kpi.compute(ledger, task.fitted, task.settings, Needed(task, ChainMap(out, made)))  # type: ignore[arg-type]  # only read
         out |= {column.name: _finite(task.kpi, column.name, values[column.name]) for column in task.columns}
     return out
 
@@ -169,24 +171,30 @@ def key_codes(ledger: Ledger, key: Key) -> I64:
     return ledger.account if key == "account" else ledger.counterparty
 
 
-def across_keys(ledger: Ledger, phase: Phase, made: Mapping[str, F64], threads: int) -> Values:
-    """A phase that is not split: several KPIs at once, as soon as what they need is made."""
-    out: Values = {}
-    waiting = list(phase.tasks)
+def across_keys(
+    ledger: Ledger, phase: Phase, made: Mapping[str, F64], threads: int, keep: Callable[[Task, Values], None]
+) -> None:
+    """A phase that is not split: several KPIs at once, as soon as what they need is made.
+
+    Args:
+        ledger: the whole table.
+        phase: KPIs across keys.
+        made: columns that they need; those of the phase itself are found here once they are kept.
+        threads: KPIs at once.
+        keep: takes over what a KPI has made, under a lock.
+    """
+    lock, waiting = Lock(), list(phase.tasks)
+
+    def work(task: Task) -> None:
+        values = values_of(ledger, Phase(phase.key, (task,)), made)
+        with lock:
+            keep(task, values)
+
     while waiting:
         unmade = {column.name for task in waiting for column in task.columns}
         ready = [task for task in waiting if not unmade & set(task.needs)]
-        known = {**made, **out}
-        found: dict[str, Values] = {}
-
-        def work(task: Task, known: Mapping[str, F64] = known, found: dict[str, Values] = found) -> None:
-            found[task.kpi.name] = values_of(ledger, Phase(phase.key, (task,)), known)
-
         buckets.each(work, ready, threads)
-        for task in ready:
-            out |= found[task.kpi.name]
         waiting = [task for task in waiting if task not in ready]
-    return {name: out[name] for name in phase.names}
 
 
 def run_phase(ledger: Ledger, phase: Phase, made: Mapping[str, F64], engine: EngineParams) -> Values:
@@ -198,10 +206,14 @@ def run_phase(ledger: Ledger, phase: Phase, made: Mapping[str, F64], engine: Eng
         made: columns of earlier phases.
         engine: how many rows to a bucket, and how many buckets at once.
     """
-    if phase.key == "entity" or not len(ledger):
-        return across_keys(ledger, phase, made, engine.threads)
+    out: Values = {}
+    if phase.key == "entity":
+        across_keys(ledger, phase, ChainMap(out, dict(made)), engine.threads, lambda _, values: out.update(values))
+        return {name: out[name] for name in phase.names}
+    if not len(ledger):
+        return values_of(ledger, phase, made)
     parts = buckets.cut(key_codes(ledger, phase.key), engine.bucket_rows)
-    out: Values = {name: np.empty(len(ledger)) for name in phase.names}
+    out = {name: np.empty(len(ledger)) for name in phase.names}
 
     def work(rows: I64) -> None:
         needed = {name: made[name][rows] for name in phase.needs if name in made}
@@ -222,12 +234,12 @@ def run(ledger: Ledger, todo: Sequence[Task], engine: EngineParams) -> Values:
 
 
 def selected(names: Sequence[str]) -> list[Kpi]:
-    """KPIs by name, in the registry's order; all of them for an empty list.
+    """KPIs by name, in the registry's order; for an empty list all but those that want to be named.
 
     Raises:
         ReperformError: for an unknown name.
     """
-    wanted = list(names) or list(KPIS)
+    wanted = list(names) or [name for name, kpi in KPIS.items() if not kpi.only_by_name]
     for name in wanted:
         if name not in KPIS:
             raise ReperformError(

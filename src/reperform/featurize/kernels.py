@@ -271,6 +271,45 @@ def sums(events: I64, values: I64, rows: int) -> I64:
 
 
 @kernel
+def window_sums(starts: I64, rows: I64, time: I64, enter_rows: I64, enter: I64, window_us: int, values: I64) -> I64:
+    """As `sums` over a `tape` of one window, without writing the tape down.
+
+    Args:
+        starts: where each key's rows begin in `rows` and in `enter_rows`.
+        rows: rows per key in order of time.
+        time: microseconds, by row.
+        enter_rows: rows per key in order of `enter`.
+        enter: first microsecond at which a row is seen.
+        window_us: age up to which a row is seen.
+        values: shape (rows, columns).
+    """
+    columns = values.shape[1]
+    out = np.zeros((len(time), columns), np.int64)
+    running = np.zeros(columns, np.int64)
+    for key in range(len(starts) - 1):
+        entering, leaving, end = starts[key], starts[key], starts[key + 1]
+        running[:] = 0
+        for position in range(starts[key], end):
+            row = rows[position]
+            now = time[row]
+            while entering < end and enter[enter_rows[entering]] <= now:
+                other = enter_rows[entering]
+                entering += 1
+                if time[other] + window_us >= enter[other]:
+                    for column in range(columns):
+                        running[column] += values[other, column]
+            while time[rows[leaving]] + window_us < now:  # ends at the row itself
+                other = rows[leaving]
+                leaving += 1
+                if time[other] + window_us >= enter[other]:
+                    for column in range(columns):
+                        running[column] -= values[other, column]
+            for column in range(columns):
+                out[row, column] = running[column]
+    return out
+
+
+@kernel
 def distinct(events: I64, items: I64, n_items: int, rows: int) -> I64:
     """How many different items are seen.
 
@@ -770,6 +809,7 @@ def returning_paths(
     longest: int,
     tolerance: float,
     most_edges: int,
+    asks: I64 | None = None,
 ) -> tuple[I64, I64, I64, I64]:
     """Walk backwards from each row along payments of decreasing time, and see whether its payee paid at the beginning.
 
@@ -785,15 +825,18 @@ def returning_paths(
         longest: payments on a path, the row included.
         tolerance: share by which amounts may differ from the row's.
         most_edges: payments that are looked at per row.
+        asks: rows to compute; all of them if not given.
 
     Returns:
-        Per row: circles; payments in the longest circle; payments on the longest path; 1 if the search was cut short.
+        Per row that asks: circles; payments in the longest circle; payments on the longest path; 1 if the search was cut short.
     """
-    rows = len(time)
+    asking = np.arange(len(time)) if asks is None else asks
+    rows = len(asking)
     cycles, farthest = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     chain, truncated = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     node, at = np.empty(longest + 1, np.int64), np.empty(longest + 1, np.int64)
-    for row in range(rows):
+    for asked in range(rows):
+        row = asking[asked]
         if payer[row] < 0:
             continue
         low, high = (1 - tolerance) * cents[row], (1 + tolerance) * cents[row]
@@ -801,7 +844,7 @@ def returning_paths(
         node[0] = payer[row]
         start, end = edge_starts[node[0]], edge_starts[node[0] + 1]
         at[0] = start + _first_not_before(time, edge_rows, start, end, time[row]) - 1
-        chain[row] = 1
+        chain[asked] = 1
         while depth >= 0:
             position = at[depth]
             if position < edge_starts[node[depth]] or time[edge_rows[position]] < oldest:
@@ -809,7 +852,7 @@ def returning_paths(
                 continue
             looked += 1
             if looked > most_edges:
-                truncated[row] = 1
+                truncated[asked] = 1
                 break
             at[depth] -= 1
             edge = edge_rows[position]
@@ -822,10 +865,10 @@ def returning_paths(
             if visited:
                 continue
             length = depth + 2
-            chain[row] = max(chain[row], length)
+            chain[asked] = max(chain[asked], length)
             if origin == payee[row]:
-                cycles[row] += 1
-                farthest[row] = max(farthest[row], length)
+                cycles[asked] += 1
+                farthest[asked] = max(farthest[asked], length)
             elif length < longest:
                 depth += 1
                 node[depth] = origin

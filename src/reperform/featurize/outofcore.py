@@ -78,10 +78,12 @@ class Store:
         arrays = [rows, *values.values()]
         edges = np.searchsorted(rows, [*(start for start, _ in self.ranges), self.rows])
         self.folder.mkdir(parents=True, exist_ok=True)
-        with ipc.new_file(self.folder / f"{name}.arrow", schema, options=LZ4) as file:
+        partial = self.folder / f"{name}.partial"
+        with ipc.new_file(partial, schema, options=LZ4) as file:
             for first, last in pairwise(edges):
                 batch = [pa.array(array[first:last]) for array in arrays]
                 file.write_batch(pa.RecordBatch.from_arrays(batch, schema=schema))
+        partial.rename(self.folder / f"{name}.arrow")
 
     def read(self, number: int, names: Sequence[str]) -> Values:
         """Columns of one range, in the table's order."""
@@ -98,10 +100,33 @@ class Store:
                         put(batch.column(name).to_numpy(), rows, out[name])
         return out
 
-    def whole(self, names: Sequence[str]) -> Values:
-        """Columns of the whole table."""
-        parts = [self.read(number, names) for number in range(len(self.ranges))]
-        return {name: np.concatenate([np.empty(0), *(part[name] for part in parts)]) for name in names}
+    @property
+    def names(self) -> list[str]:
+        """Columns that are there."""
+        found = set[str]()
+        for path in self.folder.glob("*.arrow"):
+            with pa.memory_map(str(path)) as source:
+                found.update(ipc.open_file(source).schema.names)
+        return sorted(found - {ROW})
+
+
+class Stored(Mapping[str, F64]):
+    """Columns of the whole table, each read when it is asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getitem__(self, name: str) -> F64:
+        if name not in self._store.names:
+            raise KeyError(name)
+        parts = [self._store.read(number, [name])[name] for number in range(len(self._store.ranges))]
+        return np.concatenate([np.empty(0), *parts])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._store.names)
+
+    def __len__(self) -> int:
+        return len(self._store.names)
 
 
 def source_of(transactions: pl.LazyFrame, about: Ledger) -> Source:
@@ -157,7 +182,7 @@ def run(
     """
     shutil.rmtree(folder, ignore_errors=True)
     store = Store(folder / "values", source.rows, how.row_group_rows)
-    plan = engine.phases(todo)
+    plan = engine.phases(todo) if source.rows else []
     if not any(phase.key == "account" for phase in plan):
         plan.append(Phase("account", ()))
     first = next(phase for phase in plan if phase.key == "account")
@@ -179,8 +204,11 @@ def _nothing(_ledger: Ledger) -> None:
 
 def _whole_phase(source: Source, phase: Phase, store: Store, how: EngineParams) -> None:
     ledger = replace(source.about, transactions=source.read(phase.inputs_of(source.columns)))
-    values = engine.run_phase(ledger, phase, store.whole(phase.needs), how)
-    store.write(phase.tasks[0].kpi.name, np.arange(source.rows), values)
+    every = np.arange(source.rows)
+    # Each KPI's columns leave memory before the next ones come.
+    engine.across_keys(
+        ledger, phase, Stored(store), how.threads, lambda task, values: store.write(task.kpi.name, every, values)
+    )
 
 
 @dataclass(frozen=True)

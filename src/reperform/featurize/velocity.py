@@ -127,7 +127,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     ones = np.ones(len(ledger), np.int64)
     for window in settings.windows:
         hours = np.minimum(length_us(window) / HOUR_US, age_hours)
-        n, cents = history.sums(history.tape(length_us(window)), ones, ledger.cents)
+        n, cents = history.window_sums(length_us(window), ones, ledger.cents)
         if settings.include_current:
             n, cents = n + 1, cents + ledger.cents
         out[f"velocity_n_{window}"] = n.astype(float)

@@ -125,6 +125,13 @@ class History:
         stacked = np.ascontiguousarray(np.stack([v.astype(np.int64) for v in values], axis=1))
         return tuple(kernels.sums(events, stacked, len(self)).T)
 
+    def window_sums(self, window_us: int, *values: I64 | Mask) -> tuple[I64, ...]:
+        """The same over H(t, W), faster where no other statistic needs the window's events."""
+        stacked = np.ascontiguousarray(np.stack([v.astype(np.int64) for v in values], axis=1))
+        ask = self.by_time
+        out = kernels.window_sums(ask.starts, ask.rows, self.time, self.by_enter.rows, self.enter, window_us, stacked)
+        return tuple(out.T)
+
     def mean_scores(self, window: str, scores: F64) -> F64:
         """Mean of earlier rows' scores, as scored then, and of the row's own; unknown scores are left out.
 
