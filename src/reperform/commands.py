@@ -27,9 +27,7 @@ QUIET_ENVIRONMENT = {
 def run_stage(arguments: argparse.Namespace) -> int:
     """Run one stage as DVC does: through its notebook where it has one, else its module's `run`."""
     stage: Stage = arguments.stage
-    for name, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.chdir(paths.project_root())
+    _quiet()
     with _only_one(stage, getattr(arguments, "detector", None)):
         if stage.notebook and not arguments.module:
             from reperform import notebooks  # noqa: PLC0415  # papermill costs a second
@@ -61,6 +59,8 @@ def add_commands(sub: Any) -> None:
     one.set_defaults(call=_log)
     one = sub.add_parser("certify", help="prove that no KPI looks ahead: change what comes after a moment, and compare")
     one.add_argument("--cuts", type=int, default=3, help="moments to compare at (default: 3)")
+    one.add_argument("--rows", type=int, default=None, help="draw whole histories of about so many rows for each cut")
+    one.add_argument("--seed", type=int, default=0, help="of cuts, samples and changes (default: 0)")
     one.set_defaults(call=_certify)
     one = sub.add_parser("defects", help="plant what feeds get wrong, and report which kinds ingest and validate catch")
     one.add_argument("--seed", type=int, default=1, help="of the small world and of the defects (default: 1)")
@@ -68,9 +68,31 @@ def add_commands(sub: Any) -> None:
     one.set_defaults(call=_defects)
     one = sub.add_parser("changes", help="say what changed in the data since the last run with other data")
     one.set_defaults(call=_quality_changes)
+    _add_studies(sub)
     one = sub.add_parser("summary", help="say what the last run found, and open its report")
     one.set_defaults(call=_summary)
     _add_sources(sub.add_parser("sources", help="describe data of your own: draft a map of a file, and try it"))
+
+
+def _add_studies(sub: Any) -> None:
+    one = sub.add_parser("heldout", help="train without one typology and test on it, for each: what is found unseen")
+    one.add_argument("typologies", nargs="*", help="only these (default: every typology of the test)")
+    one.set_defaults(call=_heldout)
+    one = sub.add_parser("stability", help="fit detectors again from several seeds, and compare their alerts")
+    one.add_argument("--seeds", type=int, default=None, help="how many (default: params.yaml:studies.seeds)")
+    one.add_argument("detectors", nargs="*", help="which (default: params.yaml:studies.seeded)")
+    one.set_defaults(call=_stability)
+    one = sub.add_parser("power", help="inject patterns into your own data: which amounts, tempos, lengths are found")
+    one.add_argument("patterns", nargs="*", help="only these (default: every pattern of params.yaml:studies.power)")
+    one.set_defaults(call=_power)
+    one = sub.add_parser("compare", help="show two versions side by side: metrics, alerts gained and lost")
+    for name in ("before", "after"):
+        one.add_argument(name, help="MLflow version or alias, git revision, folder of results, or `workspace`")
+    one.set_defaults(call=_compare)
+    one = sub.add_parser("promote", help="make a version the champion, if the written rule allows it")
+    one.add_argument("version", help="an MLflow version or alias, such as challenger")
+    one.add_argument("--by", default=None, help="who decides (default: git's user.name)")
+    one.set_defaults(call=_promote)
 
 
 def _add_sources(parser: Any) -> None:
@@ -107,7 +129,7 @@ def _log(_: argparse.Namespace) -> int:
 def _certify(arguments: argparse.Namespace) -> int:
     from reperform import certify  # noqa: PLC0415  # pulls in the KPIs
 
-    return certify.main(arguments.cuts)
+    return certify.main(arguments.cuts, arguments.seed, arguments.rows)
 
 
 def _defects(arguments: argparse.Namespace) -> int:
@@ -123,6 +145,47 @@ def _quality_changes(_: argparse.Namespace) -> int:
 
     print(quality_changes.told().rstrip())
     return 0
+
+
+def _heldout(arguments: argparse.Namespace) -> int:
+    _quiet()
+    from reperform import heldout  # noqa: PLC0415  # pulls in KPIs and detectors
+
+    return heldout.main(arguments.typologies)
+
+
+def _stability(arguments: argparse.Namespace) -> int:
+    _quiet()
+    from reperform import stability  # noqa: PLC0415  # pulls in detectors
+
+    return stability.main(arguments.detectors, arguments.seeds)
+
+
+def _power(arguments: argparse.Namespace) -> int:
+    _quiet()
+    from reperform import power  # noqa: PLC0415  # pulls in KPIs and detectors
+
+    return power.main(arguments.patterns)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    _quiet()
+    from reperform import compare  # noqa: PLC0415  # MLflow costs a second
+
+    return compare.main(arguments.before, arguments.after)
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    _quiet()
+    from reperform import promote  # noqa: PLC0415  # MLflow costs a second
+
+    return promote.main(arguments.version, arguments.by)
+
+
+def _quiet() -> None:
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.chdir(paths.project_root())
 
 
 def _summary(_: argparse.Namespace) -> int:
