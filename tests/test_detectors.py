@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "one_class_svm": {"n_components": 30},
     "xgboost": {"n_estimators": 20, "max_depth": 2},
     "lstm_autoencoder": {"length": 4, "hidden_size": 8, "code_size": 2, "epochs": 2},
+    "random_forest": {"n_estimators": 20},
 }
 OUTLIER = 417
 every = pytest.mark.parametrize("name", list(detectors.DETECTORS))

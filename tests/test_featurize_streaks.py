@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reperform.errors import ReperformError
-from reperform.featurize import risk, spikes, streaks
+from reperform.featurize import engine, risk, spikes, streaks
+from reperform.featurize.kpis import BY_NAME
 from reperform.featurize.ledger import Ledger
+from reperform.featurize.registry import Kpi
 from reperform.featurize.windows import DAY_US, HOUR_US
 from tests.featurize_tables import accounts, column, features, labels, transactions, world
 
@@ -183,3 +185,39 @@ def test_medians_and_spikes_are_those_of_the_definition(seed: int) -> None:
 def test_an_hour_makes_no_day() -> None:
     got = streak(0, 1, labelled=labels((0, True, 0.5)))
     assert column(got, "counterparty_anomaly_run_days")[1] == pytest.approx(HOUR_US / DAY_US)
+
+
+def test_the_handbooks_features_by_hand() -> None:
+    # Hour 0 is a Monday midnight; hour 150 a Sunday, 6 o'clock.
+    given_rows = [(0, 10.0), (20, 30.0), (150, 50.0), (24 * 8, 70.0)]
+    rows = transactions(*({"hours": h, "amount": x} for h, x in given_rows))
+    got = features(rows, "handbook_customer", "handbook_terminal", labelled=labels((1, True, 20 + 24 * 7)))
+    assert column(got, "tx_amount") == [10, 30, 50, 70]
+    assert column(got, "tx_during_weekend") == [0, 0, 1, 0]
+    assert column(got, "tx_during_night") == [1, 0, 1, 1]
+    assert column(got, "customer_nb_tx_1d") == [1, 2, 1, 1]
+    assert column(got, "customer_nb_tx_7d") == [1, 2, 3, 2]  # hours 24 and before lie seven days back at the end
+    assert column(got, "customer_avg_amount_7d") == [10, 20, 30, 60]
+    assert column(got, "terminal_nb_tx_1d") == [0, 0, 0, 1]  # of hours 0 and 20, hour 20 alone is less than 8 days old
+    assert column(got, "terminal_risk_1d") == [0, 0, 0, 1]
+    assert column(got, "terminal_risk_7d") == [0, 0, 0, 0.5]
+
+
+def test_features_of_the_handbook_are_made_only_where_they_are_named() -> None:
+    names = [kpi.name for kpi in engine.selected([])]
+    assert "amount_spike" in names
+    assert "handbook_terminal" not in names
+    assert [kpi.name for kpi in engine.selected(["handbook_terminal"])] == ["handbook_terminal"]
+
+
+@pytest.mark.parametrize("kpi", BY_NAME.values(), ids=lambda kpi: kpi.name)
+def test_features_that_are_named_depend_on_rows_of_their_key_alone(kpi: Kpi) -> None:
+    rows, labelled, _ = world(n=200, seed=3, days=60)
+    chosen = kpi.settings_of({"handbook": {"windows": ["5d"]}})
+    whole = kpi.compute(Ledger(rows, accounts(), labelled, MATURITY), {}, chosen, {})
+    assert list(whole) == [declared.name for declared in kpi.columns(chosen)]
+    for key in rows[f"{kpi.key}_id"].drop_nulls().unique():
+        held = (rows[f"{kpi.key}_id"] == key).fill_null(value=False)
+        part = kpi.compute(Ledger(rows.filter(held), accounts(), labelled, MATURITY), {}, chosen, {})
+        for name, values in part.items():
+            np.testing.assert_array_equal(values, whole[name][held.to_numpy()])

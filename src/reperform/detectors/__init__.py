@@ -15,6 +15,7 @@ from reperform.detectors.base import Detector, check_parameters
 from reperform.detectors.boosting import BoostingDetector
 from reperform.detectors.isolation_forest import IsolationForestDetector
 from reperform.detectors.one_class_svm import OneClassSvmDetector
+from reperform.detectors.random_forest import RandomForestDetector
 from reperform.detectors.rules import RulesDetector
 from reperform.errors import ReperformError, nearest
 
@@ -24,6 +25,7 @@ DETECTORS: dict[str, type[Detector]] = {
     "one_class_svm": OneClassSvmDetector,
     "xgboost": BoostingDetector,
     "lstm_autoencoder": LstmAutoencoderDetector,
+    "random_forest": RandomForestDetector,
 }
 CARD_FILE = "detector.json"
 FORMAT = 1

@@ -14,7 +14,7 @@ import numpy as np
 from reperform.errors import ReperformError, nearest
 from reperform.featurize import buckets
 from reperform.featurize.kernels import F64, I64, put
-from reperform.featurize.kpis import KPIS
+from reperform.featurize.kpis import BY_NAME, KPIS
 from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Column, Key, Kpi, Values
 from reperform.params import EngineParams, FeaturizeParams
@@ -239,14 +239,14 @@ def selected(names: Sequence[str]) -> list[Kpi]:
     Raises:
         ReperformError: for an unknown name.
     """
-    wanted = list(names) or [name for name, kpi in KPIS.items() if not kpi.only_by_name]
+    wanted, known = list(names) or list(KPIS), {**KPIS, **BY_NAME}
     for name in wanted:
-        if name not in KPIS:
+        if name not in known:
             raise ReperformError(
                 f"No KPI {name!r}.",
-                expected=f"some of {', '.join(KPIS)}",
+                expected=f"some of {', '.join(known)}",
                 got=name,
                 where="params.yaml:featurize.kpis",
-                fix=nearest(name, KPIS),
+                fix=nearest(name, known),
             )
-    return [kpi for kpi in KPIS.values() if kpi.name in wanted]
+    return [kpi for kpi in known.values() if kpi.name in wanted]

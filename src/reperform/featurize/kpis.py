@@ -9,6 +9,7 @@ from reperform.featurize import (
     frequency,
     geography,
     graph,
+    handbook,
     information,
     matched,
     network,
@@ -55,3 +56,6 @@ KPIS: dict[str, Kpi] = {
         matched.KPI,
     )
 }
+
+BY_NAME: dict[str, Kpi] = {kpi.name: kpi for kpi in (handbook.CUSTOMER_KPI, handbook.TERMINAL_KPI)}
+"""Computed where `featurize.kpis` names them; they are not among all."""

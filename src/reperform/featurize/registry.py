@@ -58,7 +58,6 @@ class Kpi:
         fit: parameters from what had happened and was known before a moment (microseconds); plain values for JSON.
         needs: columns of earlier KPIs that it reads, or a function from settings to them; it is given no others.
         settings_key: where its settings stand, if it shares them with another.
-        only_by_name: it is computed where `featurize.kpis` names it, and is not among all.
     """
 
     name: str
@@ -77,7 +76,6 @@ class Kpi:
     fit: Callable[[Ledger, int, Any], dict[str, Any]] = _learns_nothing
     needs: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     settings_key: str = ""
-    only_by_name: bool = False
 
     @property
     def learns(self) -> bool:
