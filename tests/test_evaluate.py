@@ -1,6 +1,7 @@
 """What is measured, on which rows, against which truth, and what a run without positives or rows says."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from reperform import evaluate, metrics, schemas, tables
 from reperform.errors import ReperformError
-from reperform.evaluate import breakdowns, detection, truth
+from reperform.evaluate import breakdowns, detection, segments, truth
 from reperform.params import EvaluateParams, SplitParams
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
@@ -462,3 +463,118 @@ def test_a_run_writes_the_same_bytes_twice_and_works_without_transactions_or_ano
     counts = result["tables"]["counts"]
     assert counts["measured"] + counts["unknown_truth"] == n
     assert result["metrics"]["ensemble"]["average_precision"]["n"] == counts["measured"]
+
+
+# --- segments, fairness, other prevalences ---------------------------------------------------------------------------
+
+
+def segmented() -> tuple[detection.Period, list[detection.Scored]]:
+    """Two channels of four rows each over two days; the ensemble flags one false alarm in `card`, two in `wire`."""
+    rows = pl.DataFrame(
+        {
+            "transaction_id": list("abcdefgh"),
+            "booked_at": [START + timedelta(hours=h) for h in (0, 1, 2, 3, 24, 25, 26, 27)],
+            "known_at": [START + timedelta(hours=h) for h in (0, 1, 2, 3, 24, 25, 26, 27)],
+            "account_id": list("xxyyxxyy"),
+            "amount_base": [1.0] * 8,
+            "channel": ["card", "card", "wire", "wire"] * 2,
+            "is_anomaly": [True, False, False, False, False, False, False, True],
+            "typology": ["cycle", None, None, None, None, None, None, "cycle"],
+            "event_id": ["1", None, None, None, None, None, None, "2"],
+            "event_started_at": [START] + [None] * 6 + [START + timedelta(hours=27)],
+        },
+        schema_overrides=dict.fromkeys(("booked_at", "known_at", "event_started_at"), schemas.UTC_US),
+    )
+    period = detection.period_of(rows, SETTINGS)
+    alert = [True, True, True, False, False, False, True, False]
+    return period, detection.scored_rows(period, {"ensemble": scores(rows, np.arange(8.0), alert=alert)}, seed=0)
+
+
+def test_segments_by_hand_and_small_ones_are_called_so() -> None:
+    period, every = segmented()
+    card, wire = segments.segment_table(period, every, "channel", SETTINGS)
+    assert (card["group"], card["n"], card["anomalies"], card["alerts"]) == ("card", 4, 1, 2)
+    assert (card["recall"], card["precision"], card["false_positive_rate"]) == (1.0, 0.5, pytest.approx(1 / 3))
+    assert (wire["recall"], wire["false_positive_rate"]) == (0.0, pytest.approx(2 / 3))
+    assert wire["false_positive_rate_low"] <= 2 / 3 <= wire["false_positive_rate_high"]
+    assert "1 anomalies, fewer than 10" in card["too_small"]
+    enough = replace(SETTINGS, least_anomalies=1)
+    assert segments.segment_table(period, every, "channel", enough)[0]["too_small"] is None
+
+
+def test_many_groups_are_cut_to_the_largest() -> None:
+    sizes = {f"g{i:02d}": 20 - i for i in range(20)}
+    groups = segments._largest(pl.Series("g", [name for name, n in sizes.items() for _ in range(n)]))
+    names = segments._in_order(groups)
+    assert len(names) == segments.MOST_GROUPS
+    assert names[-1] == segments.OTHER
+    assert (groups == segments.OTHER).sum() == sum(n for name, n in sizes.items() if name > "g10")
+
+
+def test_accounts_are_new_until_they_are_old_enough() -> None:
+    day = timedelta(days=1)
+    rows = pl.DataFrame(
+        {"booked_at": [START] * 3, "opened_at": [START - 89 * day, START - 90 * day, None]},
+        schema=dict.fromkeys(("booked_at", "opened_at"), schemas.UTC_US),
+    )
+    got = segments.with_account_age(rows, 90)["account_age"].to_list()
+    assert got == ["new, under 90 days", "90 days or older", None]
+
+
+def test_fairness_is_the_lowest_false_positive_rate_over_the_highest() -> None:
+    period, every = segmented()
+    assert segments.fairness_of(period, every, SETTINGS) is None
+    got = segments.fairness_of(period, every, replace(SETTINGS, fairness_attribute="channel"))
+    assert got is not None
+    assert got["ratio"]["estimate"] == pytest.approx(0.5)
+    assert got["is_unequal"] is True
+    assert [one["false_alarms"] for one in got["groups"]] == [1, 2]
+    with pytest.raises(ReperformError, match="no attribute 'gender'"):
+        segments.fairness_of(period, every, replace(SETTINGS, fairness_attribute="gender"))
+
+
+def test_restated_precision_keeps_recall_and_false_positive_rate() -> None:
+    period, every = segmented()
+    (got,) = detection.restate_at_prevalence(period, every, [0.01])
+    # recall 1/2, false positive rate 3/6
+    assert got["precision"]["estimate"] == pytest.approx(0.005 / (0.005 + 0.5 * 0.99))
+    assert got["alerts_per_hit"] == pytest.approx(1 / got["precision"]["estimate"])
+    assert got["average_precision_lift"] == pytest.approx(got["average_precision"]["estimate"] / 0.01)
+
+
+def test_probabilities_of_an_undersampled_source_are_corrected() -> None:
+    period, every = segmented()
+    frame = scores(period.rows, np.arange(8.0), alert=[False] * 8)
+    (corrected,) = detection.scored_rows(period, {"ensemble": frame}, seed=0, negatives_kept=0.1)
+    assert corrected.probability == pytest.approx(metrics.prior_corrected(every[0].probability, 0.1))
+
+
+def test_accounts_falsely_flagged_have_an_interval_over_days() -> None:
+    period, every = segmented()
+    got = detection.decisions(period, every[0])["false_accounts_per_true_account"]
+    assert got.estimate == 0  # both accounts hold an anomaly, so neither was flagged in vain
+    innocent = detection.period_of(
+        period.rows.with_columns(account_id=pl.Series(list("xxzyxxzy"))), SETTINGS
+    )  # fmt: skip
+    got = detection.decisions(innocent, every[0])["false_accounts_per_true_account"]
+    assert (got.estimate, got.n) == (1.0, 3)
+    assert got.low is not None
+
+
+def test_events_never_found_complete_those_found() -> None:
+    period, alert = event_world([False, True, False, False])
+    scored = detection.Scored("d", np.zeros(4), alert, metrics.ranking(period.y, np.zeros(4), period.day), np.zeros(50))
+    got = detection.decisions(period, scored)
+    assert got["events_never_found"].estimate == 0.5
+    assert got["events_never_found"].low == pytest.approx(1 - got["event_recall"].high)
+    assert got["hours_to_detect_median"].n == 1
+
+
+def test_savings_of_a_decision_have_an_interval_that_holds_them() -> None:
+    period, every = world()
+    for record in breakdowns.cost_table(period, every, [1.0, 10.0]):
+        assert record["low"] <= record["savings"] <= record["high"]
+        spent = record["cost"]
+        assert record["savings"] == pytest.approx(
+            metrics.savings(spent, period.y, period.amount, record["review_cost"])
+        )

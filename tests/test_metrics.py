@@ -397,3 +397,51 @@ def test_crps_of_a_normal_forecast_is_near_its_closed_form() -> None:
 def test_interval_score_adds_forty_times_the_miss_at_95_percent() -> None:
     got = metrics.interval_score(np.array([5.0, 12]), np.array([0.0, 0]), np.array([10.0, 10]), 0.95)
     assert got.tolist() == pytest.approx([10, 10 + 40 * 2])
+
+
+# --- other prevalences, quantiles, corrected probabilities -----------------------------------------------------------
+
+
+def test_at_its_own_prevalence_average_precision_is_itself() -> None:
+    rng = np.random.default_rng(3)
+    y, score = rng.random(500) < 0.1, rng.normal(size=500)
+    ranked = metrics.ranking(y, score).totals
+    share = float(metrics.prevalence(ranked)[0])
+    restated = metrics.average_precision_at_prevalence(share)(ranked)
+    assert restated == pytest.approx(metrics.average_precision(ranked))
+
+
+def test_average_precision_at_a_prevalence_is_that_of_repeated_normal_rows() -> None:
+    rng = np.random.default_rng(4)
+    y, score = rng.random(200) < 0.2, rng.normal(size=200)
+    times = np.where(y, 1, 9)
+    longer = metrics.ranking(np.repeat(y, times), np.repeat(score, times)).totals
+    share = float(metrics.prevalence(longer)[0])
+    restated = metrics.average_precision_at_prevalence(share)(metrics.ranking(y, score).totals)
+    assert restated == pytest.approx(metrics.average_precision(longer))
+
+
+def test_precision_at_a_prevalence_by_hand() -> None:
+    # of 10,000 rows 10 are anomalies: 8 of them and 1 % of 9,990 are flagged
+    assert metrics.precision_at_prevalence(0.8, 0.01, 0.001) == pytest.approx(8 / (8 + 99.9))
+
+
+def test_a_quantile_is_numpys_and_so_is_each_round() -> None:
+    rng = np.random.default_rng(5)
+    values, block = rng.exponential(size=40), np.arange(40) % 7
+    weights = metrics.bootstrap_weights(7, 60, seed=1)
+    got = metrics.quantile_with_interval(values, block, 0.9, weights, 0.9)
+    rounds = [np.quantile(np.repeat(values, weights[r, block].astype(int)), 0.9) for r in range(60)]
+    assert got.estimate == pytest.approx(np.quantile(values, 0.9))
+    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(rounds, [0.05, 0.95])))
+
+
+def test_a_quantile_of_nothing_is_unknown() -> None:
+    assert metrics.quantile_with_interval([], [], 0.5, np.ones((5, 1)), 0.9).estimate is None
+
+
+def test_probabilities_after_undersampling_come_back_to_the_truth() -> None:
+    # 100 anomalies and 9,900 normal rows; a tenth of the normal ones is kept: 100 / 1,090 is seen, 1 % is true
+    assert metrics.prior_corrected([100 / 1090], 0.1) == pytest.approx([0.01])
+    assert metrics.prior_corrected([0.0, 0.3, 1.0], 1.0) == pytest.approx([0.0, 0.3, 1.0])
+    assert metrics.prior_corrected([0.0, 1.0], 0.2) == pytest.approx([0.0, 1.0])

@@ -120,6 +120,30 @@ def average_precision_lift(ranked: Ranking) -> Floats:
     return ratio(average_precision(ranked), prevalence(ranked))
 
 
+def average_precision_at_prevalence(share: float) -> Metric:
+    """Average precision where anomalies are that share of all rows, and rank against normal rows as they do here.
+
+    Each threshold keeps its recall R and its false positive rate F; its precision becomes R s / (R s + F (1 - s)).
+
+    Source: Siblini et al. (2020), "Master your metrics with calibration".
+    """
+
+    def metric(ranked: Ranking) -> Floats:
+        found = ranked.hits_above + ranked.hits
+        recall = ratio(found, ranked.positives)
+        flagged_normal = ratio(ranked.above + ranked.level - found, ranked.rows - ranked.positives)
+        precision = precision_at_prevalence(recall, flagged_normal, share)
+        return ratio((ranked.hits * np.nan_to_num(precision)).sum(axis=0), ranked.positives)
+
+    return metric
+
+
+def precision_at_prevalence(recall: Any, false_positive_rate: Any, share: float) -> Floats:
+    """Precision of a decision with this recall and false positive rate where anomalies are that share of all rows."""
+    hits = np.asarray(recall, dtype=np.float64) * share
+    return ratio(hits, hits + np.asarray(false_positive_rate, dtype=np.float64) * (1 - share))
+
+
 def prevalence(ranked: Ranking) -> Floats:
     """Share of anomalies among all rows."""
     return ratio(ranked.positives, ranked.rows)
@@ -250,6 +274,32 @@ def ratio_with_interval(top: ArrayLike, bottom: ArrayLike, weights: Floats, leve
     return estimate(value, rounds, level, n)
 
 
+def quantile_with_interval(
+    values: ArrayLike, block: ArrayLike, probability: float, weights: Floats, level: float
+) -> Estimate:
+    """A quantile with its block-bootstrap interval; the linear one of `numpy.quantile`.
+
+    Args:
+        values: shape (n,).
+        block: of each value, shape (n,).
+        probability: between 0 and 1.
+        weights: from `bootstrap_weights`.
+        level: such as 0.95.
+    """
+    given, blocks = np.asarray(values, dtype=np.float64), np.asarray(block, dtype=np.int64)
+    if not given.size:
+        return Estimate(None, None, None, 0)
+    order = np.argsort(given, kind="stable")
+    ordered, times = given[order], weights[:, blocks[order]]
+    until = np.cumsum(times, axis=1)
+    place = probability * np.maximum(until[:, -1] - 1, 0)
+    low, high = (
+        ordered[(until > np.asarray(edge)[:, None]).argmax(axis=1)] for edge in (np.floor(place), np.ceil(place))
+    )
+    rounds = np.where(until[:, -1] > 0, low + (place - np.floor(place)) * (high - low), np.nan)
+    return estimate(float(np.quantile(given, probability)), rounds, level, given.size)
+
+
 def daily_precision_at(y: ArrayLike, score: ArrayLike, day: ArrayLike, k: int) -> tuple[Floats, Floats]:
     """Precision among each day's k highest scores, and the highest precision that was attainable.
 
@@ -364,6 +414,19 @@ def ratio(top: Any, bottom: Any) -> Floats:
     over, under = np.broadcast_arrays(np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64))
     result: Floats = np.divide(over, under, out=np.full(over.shape, np.nan), where=under != 0)
     return result
+
+
+def prior_corrected(probability: ArrayLike, negatives_kept: float) -> Floats:
+    """Probabilities of a model that saw a share b of the normal rows, at the prevalence of all: b p / (b p - p + 1).
+
+    Args:
+        probability: shape (n,).
+        negatives_kept: b, above 0; 1 changes nothing.
+
+    Source: Dal Pozzolo et al. (2015), "Calibrating probability with undersampling for unbalanced classification".
+    """
+    p = np.asarray(probability, dtype=np.float64)
+    return np.asarray(negatives_kept * p / (negatives_kept * p - p + 1))
 
 
 def brier(y: ArrayLike, probability: ArrayLike) -> Floats:

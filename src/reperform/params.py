@@ -50,6 +50,7 @@ class IngestParams:
         processes: how many processes a reader may start.
         base_currency: of `amount_base`; exchange rates say what one unit of another currency is worth in it.
         piece_bytes: about how much of a file is read at once; it shows in no output.
+        unused_cache_bytes: how much to keep in .cache/ingest of what the last run did not use: another experiment may.
     """
 
     raw: str
@@ -58,6 +59,7 @@ class IngestParams:
     processes: Annotated[int, Field(ge=1)]
     base_currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "EUR"
     piece_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    unused_cache_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
 
     def __post_init__(self) -> None:
         """Check every description now, so that a misspelt key is found before the first stage runs."""
@@ -227,6 +229,21 @@ class EvaluateParams:
 
     With `split.drop_known_compromised`, an account counts as compromised when one of its anomalies was booked in the
     last `known_compromised_days` before `split.train_until` ended, or since, and was confirmed before the test day.
+
+    Args:
+        truth: which truth.
+        bootstrap_rounds: of every interval.
+        interval: their coverage.
+        alert_shares: shares of all rows that could be looked at.
+        precision_at: alerts per day.
+        review_costs: of one alert, in base currency.
+        known_compromised_days: see above.
+        seed: of everything that is drawn.
+        restate_at_prevalence: shares of anomalies for which precision is stated as well.
+        negatives_kept: share of normal rows that the source kept, where it under-samples; probabilities are corrected.
+        new_account_days: age from which an account is no longer new.
+        least_anomalies: a group with fewer is said to be too small.
+        fairness_attribute: column of accounts whose groups are compared; null: see `report.fairness`.
     """
 
     truth: Literal["planted", "labels"]
@@ -237,6 +254,83 @@ class EvaluateParams:
     review_costs: list[Positive]
     known_compromised_days: Annotated[int, Field(ge=1)]
     seed: int
+    restate_at_prevalence: list[Annotated[float, Field(gt=0, lt=1)]] = field(default_factory=list)
+    negatives_kept: Annotated[float, Field(gt=0, le=1)] = 1.0
+    new_account_days: Annotated[int, Field(ge=1)] = 90
+    least_anomalies: Annotated[int, Field(ge=1)] = 10
+    fairness_attribute: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PatternParams:
+    """One pattern of abuse that is injected: which amounts, gaps and lengths, each with each."""
+
+    amounts: list[Positive]
+    gaps_hours: list[Positive]
+    lengths: list[Annotated[int, Field(ge=1)]]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PowerParams:
+    """How detection power is measured.
+
+    Args:
+        alert_share: share of untouched rows above the alert threshold.
+        repeats: events per amount, gap and length.
+        most_injected_share: of the rows of the test period in one round; more events make more rounds.
+        most_rows: of the background; a larger one is cut to whole accounts, drawn by the seed.
+        quiet_days: without any row, after which an account counts as dormant.
+        found_from: share of events found from which a pattern counts as seen.
+        patterns: by name; see `reperform.power.patterns`.
+    """
+
+    alert_share: Share = 0.005
+    repeats: Annotated[int, Field(ge=1)] = 3
+    most_injected_share: Annotated[float, Field(gt=0, le=0.2)] = 0.015
+    most_rows: Annotated[int, Field(ge=1000)] = 400_000
+    quiet_days: Annotated[int, Field(ge=1)] = 30
+    found_from: Share = 0.5
+    patterns: dict[str, PatternParams] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PromotionParams:
+    """The rule by which a model version becomes champion.
+
+    Args:
+        confidence: share of bootstrap rounds in which its average precision must be above the champion's.
+        largest_typology_loss: of recall at the same number of alerts, in any typology.
+        least_anomalies: a typology with fewer in the test is named and not judged.
+        bootstrap_rounds: of the paired block bootstrap.
+    """
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    largest_typology_loss: Share = 0.1
+    least_anomalies: Annotated[int, Field(ge=1)] = 10
+    bootstrap_rounds: Annotated[int, Field(ge=20)] = 2000
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StudiesParams:
+    """Studies that people run by hand: `heldout`, `stability`, `power`, `compare`, `promote`. No stage reads this.
+
+    Args:
+        seed: of everything that is drawn.
+        alert_share: of the test that each held-out typology is looked for in.
+        found_from: recall from which a held-out typology counts as found.
+        seeds: how many seeds the alerts of a detector are compared over.
+        seeded: detectors that are fitted again with each seed.
+        power: see there.
+        promotion: see there.
+    """
+
+    seed: int = 7
+    alert_share: Share = 0.005
+    found_from: Share = 0.3
+    seeds: Annotated[int, Field(ge=2)] = 5
+    seeded: list[str] = field(default_factory=lambda: ["xgboost", "lstm_autoencoder"])
+    power: PowerParams = field(default_factory=PowerParams)
+    promotion: PromotionParams = field(default_factory=PromotionParams)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -383,7 +477,7 @@ class ReportParams:
     limitations: list[dict[Literal["text", "review_by"], str]]
     monitoring_owner: Statement
     personal_data: list[dict[Literal["column", "protection"], str]]
-    fairness: dict[Literal["not_applicable_because", "signed_by"], str]
+    fairness: dict[Literal["not_applicable_because", "signed_by", "signed_on"], str]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -414,6 +508,7 @@ SECTIONS: dict[str, type] = {
     "train": TrainParams,
     "ensemble": EnsembleParams,
     "evaluate": EvaluateParams,
+    "studies": StudiesParams,
     "explain": ExplainParams,
     "forecast": ForecastParams,
     "monitor": MonitorParams,
@@ -422,7 +517,7 @@ SECTIONS: dict[str, type] = {
     "audit": AuditParams,
 }
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
-DEFAULT_SECTIONS = ("engine",)  # may be left out: every value has a default, and no result depends on it
+DEFAULT_SECTIONS = ("engine", "studies")  # may be left out: every value has a default, and no result depends on it
 FREE_SECTIONS = ("model",)  # detectors check their own parameters when they are built
 
 

@@ -8,8 +8,15 @@ import numpy as np
 import polars as pl
 
 from reperform import metrics, params, paths, schemas, tables, tracking
-from reperform.evaluate import breakdowns
-from reperform.evaluate.detection import ENSEMBLE, filing_detection, measured, period_of, scored_rows
+from reperform.evaluate import breakdowns, segments
+from reperform.evaluate.detection import (
+    ENSEMBLE,
+    filing_detection,
+    measured,
+    period_of,
+    restate_at_prevalence,
+    scored_rows,
+)
 from reperform.evaluate.truth import knowledge_end, known_compromised, label_truth, planted_truth
 from reperform.metrics import Estimate
 from reperform.params import EvaluateParams, SplitParams, TrainParams
@@ -23,20 +30,28 @@ ROW_COLUMNS = (
     "counterparty_id",
     "entity_id",
     "amount_base",
+    "channel",
+    "country",
 )
+ACCOUNT_COLUMNS = ("account_id", "segment", "opened_at", "home_country", "timezone")
 
 
 def _as_plain(found: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
     return {detector: {name: one.as_dict() for name, one in of.items()} for detector, of in found.items()}
 
 
-def _rows_of_test(settings: EvaluateParams, calendar: SplitParams, labels: pl.DataFrame) -> tuple[pl.DataFrame, Any]:
-    """The test's rows with their truth, and what was left out of them and why."""
+def rows_of_test(settings: EvaluateParams, calendar: SplitParams, labels: pl.DataFrame) -> tuple[pl.DataFrame, Any]:
+    """The test's rows with their truth, and what was left out of them and why.
+
+    Returns:
+        Rows with account attributes, is_anomaly (null = not known yet), typology, event_id, event_started_at; counts.
+    """
     transactions = tables.read_table("validate", "transactions", list(ROW_COLUMNS))
-    accounts = tables.read_table("validate", "accounts", ["account_id", "segment"])
+    accounts = tables.read_table("validate", "accounts", list(ACCOUNT_COLUMNS))
     splits = tables.read_table("split", "splits").filter(pl.col("split") == "test").select("transaction_id")
     rows = transactions.join(splits, on="transaction_id", how="semi", maintain_order="left")
     rows = rows.join(accounts, on="account_id", how="left", maintain_order="left")
+    rows = segments.with_account_age(rows, settings.new_account_days)
     compromised = np.zeros(rows.height, dtype=np.bool_)
     if calendar.drop_known_compromised:
         since = calendar.train_end - timedelta(days=settings.known_compromised_days)
@@ -92,10 +107,10 @@ def run(settings: EvaluateParams) -> dict[str, Any]:
     """
     calendar, training = params.load(SplitParams), params.load(TrainParams)
     labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
-    rows, counts = _rows_of_test(settings, calendar, labels)
+    rows, counts = rows_of_test(settings, calendar, labels)
     scores = _scores(training.detectors)
     period = period_of(rows, settings)
-    every = scored_rows(period, scores, settings.seed)
+    every = scored_rows(period, scores, settings.seed, negatives_kept=settings.negatives_kept)
     costs = breakdowns.cost_table(period, every, settings.review_costs)
     filing_metrics, filing_tables = _filings(settings)
     document = _as_plain(measured(period, every, settings) | {FILINGS: filing_metrics})
@@ -109,12 +124,13 @@ def run(settings: EvaluateParams) -> dict[str, Any]:
         "costs": costs,
         "counts": counts,
         "detectors": [scored.detector for scored in every],
+        "fairness": segments.fairness_of(period, every, settings),
         "filings": filing_tables,
         "per_day": breakdowns.day_table(period, every),
-        "per_institution": breakdowns.group_table(period, every, "entity_id"),
-        "per_segment": breakdowns.group_table(period, every, "segment"),
+        **segments.all_segments(period, every, settings),
         "per_typology": breakdowns.typology_table(period, every, known),
         "reason": _reason(counts),
+        "restated": restate_at_prevalence(period, every, settings.restate_at_prevalence),
         "reliability": [] if ensemble.probability is None else metrics.reliability(period.y, ensemble.probability),
         "threshold_bands": breakdowns.threshold_bands(period, ensemble),
         "trials": breakdowns.trial_table(trials),

@@ -1,4 +1,4 @@
-"""Curves for figures and tables for people: by threshold, budget, cost, typology, group, day and case."""
+"""Curves for figures and tables for people: by threshold, budget, cost, typology, day and case."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from reperform.evaluate.detection import (
     event_table,
     finite,
 )
-from reperform.metrics import Floats
+from reperform.metrics import Bools, Estimate, Floats
 from reperform.params import EvaluateParams
 
 CURVE_POINTS = 400
@@ -28,32 +28,48 @@ def cost_table(period: Period, every: Sequence[Scored], costs: Iterable[float]) 
     """Cost and savings of every detector for every cost of one review.
 
     `attainable` takes the best threshold with the truth in hand; `decided` the rows that were flagged;
-    `by_probability` flags a row where its probability times its amount exceeds the cost of looking at it.
+    `by_probability` flags a row where its probability times its amount exceeds the cost of looking at it. Savings have
+    day-block intervals (low, high).
     """
     result = []
     for scored in every if period.y.any() else ():
         for cost in costs:
             least, alerts = metrics.least_cost(period.y, scored.score, period.amount, cost)
-            policies = [("attainable", least, alerts)]
-            chosen = {"decided": scored.alert}
+            chosen = {"attainable": _top(scored.score, alerts), "decided": scored.alert}
             if scored.probability is not None:
                 chosen["by_probability"] = scored.probability * period.amount > cost
-            policies += [
-                (name, metrics.review_costs(period.y, mask, period.amount, cost), int(mask.sum()))
-                for name, mask in chosen.items()
-            ]
-            result += [
-                {
-                    "detector": scored.detector,
-                    "review_cost": float(cost),
-                    "policy": name,
-                    "alerts": n_alerts,
-                    "cost": spent,
-                    "savings": finite(metrics.savings(spent, period.y, period.amount, cost)),
-                }
-                for name, spent, n_alerts in policies
-            ]
+            for name, mask in chosen.items():
+                spent = least if name == "attainable" else metrics.review_costs(period.y, mask, period.amount, cost)
+                saved = _savings(period, mask, spent, cost)
+                result.append(
+                    {
+                        "detector": scored.detector,
+                        "review_cost": float(cost),
+                        "policy": name,
+                        "alerts": int(mask.sum()),
+                        "cost": spent,
+                        "savings": saved.estimate,
+                        "low": saved.low,
+                        "high": saved.high,
+                    }
+                )
     return result
+
+
+def _top(score: Floats, alerts: int) -> Bools:
+    """The rows at or above a threshold that this number of rows reach."""
+    return score >= np.sort(score)[-alerts] if alerts else np.zeros(score.size, dtype=np.bool_)
+
+
+def _savings(period: Period, alert: Bools, spent: float, cost: float) -> Estimate:
+    """Savings of a decision with their day-block interval; the decision, also its threshold, is kept in every round."""
+    missed, lost = (period.per_day(period.amount * rows) for rows in (period.y & ~alert, period.y))
+    reviews, rows = period.per_day(alert), period.per_day(np.ones(period.y.size))
+    spent_rounds = period.weights @ (missed + cost * reviews)
+    baseline = np.minimum(period.weights @ lost, cost * (period.weights @ rows))
+    rounds = metrics.ratio(baseline - spent_rounds, baseline)
+    value = metrics.savings(spent, period.y, period.amount, cost)
+    return metrics.estimate(value, rounds, period.level, period.y.size)
 
 
 def curves(period: Period, every: Sequence[Scored], costs: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
@@ -121,37 +137,6 @@ def typology_table(period: Period, every: Sequence[Scored], known_labels: pl.Dat
                     "events": of_type.height,
                     "events_found": of_type["found_at"].is_not_null().sum(),
                     "labels_before_test": int(seen.get(name, 0)),
-                }
-            )
-    return result
-
-
-def group_table(period: Period, every: Sequence[Scored], column: str) -> list[dict[str, Any]]:
-    """How detection and false alarms differ between institutions or segments."""
-    result = []
-    groups = period.rows[column].fill_null("unknown")
-    for name in groups.unique().sort():
-        inside = (groups == name).to_numpy()
-        y, day = period.y[inside], period.day[inside]
-        for scored in every:
-            ranked = metrics.ranking(y, scored.score[inside], day)
-            ap = metrics.with_interval(
-                metrics.average_precision, ranked, period.weights[:, : ranked.rows.size], period.level
-            )
-            alert = scored.alert[inside]
-            result.append(
-                {
-                    "detector": scored.detector,
-                    "group": name,
-                    "n": int(y.size),
-                    "anomalies": int(y.sum()),
-                    "alerts": int(alert.sum()),
-                    "average_precision": ap.estimate,
-                    "low": ap.low,
-                    "high": ap.high,
-                    "precision": finite(metrics.ratio(float((alert & y).sum()), float(alert.sum()))),
-                    "recall": finite(metrics.ratio(float((alert & y).sum()), float(y.sum()))),
-                    "false_positive_rate": finite(metrics.ratio(float((alert & ~y).sum()), float((~y).sum()))),
                 }
             )
     return result

@@ -15,6 +15,8 @@ from reperform.params import EvaluateParams
 ENSEMBLE, RULES = "ensemble", "rules"
 RULE_FIRED_FROM = 1.0  # a score of the rules below 1 only ranks rows on which none fired
 RECALLS = (0.5, 0.8, 0.9)
+NEVER = Estimate(None, None, None, 0)
+TIMES_TO_DETECT = {"hours_to_detect_median": 0.5, "hours_to_detect_p90": 0.9}
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05)
 DEFAULT_ALERT_SHARE = 0.005
 
@@ -101,13 +103,16 @@ def period_of(rows: pl.DataFrame, settings: EvaluateParams) -> Period:
     )
 
 
-def scored_rows(period: Period, scores: Mapping[str, pl.DataFrame], seed: int) -> list[Scored]:
+def scored_rows(
+    period: Period, scores: Mapping[str, pl.DataFrame], seed: int, *, negatives_kept: float = 1.0
+) -> list[Scored]:
     """Every detector's scores on exactly the test rows, with the rows that each one would have looked at.
 
     Args:
         period: the rows.
         scores: by detector, as `schemas.SCORES`.
         seed: of the order within equal scores.
+        negatives_kept: share of normal rows in what probabilities were calibrated on; they are corrected for it.
 
     Raises:
         ReperformError: when a detector left a test row without a score.
@@ -122,6 +127,8 @@ def scored_rows(period: Period, scores: Mapping[str, pl.DataFrame], seed: int) -
         alert = own.astype(np.bool_) if decided and own is not None else metrics.top_rows(score, budget, seed)
         has_probability = frame.height > 0 and frame["probability"].null_count() == 0
         probability = frame["probability"].to_numpy() if has_probability else None
+        if probability is not None and negatives_kept < 1:
+            probability = metrics.prior_corrected(probability, negatives_kept)
         ranked = metrics.ranking(period.y, score, period.day)
         rounds = metrics.bootstrapped(metrics.average_precision, ranked, period.weights)
         result.append(Scored(name, score, alert, ranked, rounds, probability))
@@ -169,7 +176,8 @@ def per_day_precision(period: Period, scored: Scored, settings: EvaluateParams) 
     """Precision among the k highest scores of each day, by transaction and by account (card), mean over days.
 
     Returns:
-        precision_at_<k>_per_day, attainable_precision_at_<k>_per_day, card_precision_at_<k>.
+        precision_at_<k>_per_day, attainable_precision_at_<k>_per_day, attained_share_at_<k>_per_day (their ratio),
+        card_precision_at_<k>.
     """
     result = {}
     for k in settings.precision_at:
@@ -181,6 +189,11 @@ def per_day_precision(period: Period, scored: Scored, settings: EvaluateParams) 
             (f"card_precision_at_{k}", cards),
         ):
             result[name] = _mean_over_days(period, daily)
+        result[f"attained_share_at_{k}_per_day"] = (
+            metrics.ratio_with_interval(found, attainable, period.weights, period.level, period.n_days)
+            if period.n_days
+            else NEVER
+        )
     return result
 
 
@@ -189,25 +202,42 @@ def decisions(period: Period, scored: Scored) -> dict[str, Estimate]:
 
     Returns:
         alerts_per_day, precision, recall, false_positive_rate, false_accounts_per_true_account, value_detection_rate,
-        event_recall, hours_to_detect_median, hours_to_detect_p90, value_lost_before_detection_share.
+        event_recall, events_never_found, hours_to_detect_median, hours_to_detect_p90,
+        value_lost_before_detection_share.
     """
     alert, y = scored.alert, period.y
     hits = alert & y
     stopped = period.amount * (y & after_detection(period, alert))
     value = period.amount * y
-    true_accounts = np.unique(period.account[hits]).size
-    false_accounts = np.setdiff1d(period.account[alert], period.account[y]).size
     return {
         "alerts_per_day": _mean_over_days(period, period.per_day(alert)),
         "precision": period.ratio(hits, alert),
         "recall": period.ratio(hits, y),
         "false_positive_rate": period.ratio(alert & ~y, ~y),
-        "false_accounts_per_true_account": Estimate(
-            false_accounts / true_accounts if true_accounts else None, None, None, int(np.unique(period.account).size)
-        ),
+        "false_accounts_per_true_account": _false_accounts(period, alert),
         "value_detection_rate": period.ratio(stopped, value),
-        **_time_to_detect(event_table(period, alert), period.level),
+        **_time_to_detect(period, event_table(period, alert)),
     }
+
+
+def _false_accounts(period: Period, alert: Bools) -> Estimate:
+    """Accounts that were flagged and hold no anomaly, for each account with an anomaly that was flagged."""
+    innocent = ~np.isin(period.account, period.account[period.y])
+    false, true = (_accounts_drawn(period, alert & kind) for kind in (innocent, period.y))
+    rounds = metrics.ratio(false[1:], true[1:])
+    return metrics.estimate(
+        float(metrics.ratio(false[0], true[0])), rounds, period.level, int(np.unique(period.account).size)
+    )
+
+
+def _accounts_drawn(period: Period, rows: Bools) -> Floats:
+    """Accounts with such a row: on all days first, then on the days that each bootstrap round draws."""
+    pairs = np.unique(np.stack([period.account[rows], period.day[rows]], axis=1), axis=0)
+    if not pairs.size:
+        return np.zeros(len(period.weights) + 1)
+    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1) != 0)
+    drawn = np.concatenate([np.ones((1, period.weights.shape[1])), period.weights])[:, pairs[:, 1]] > 0
+    return np.logical_or.reduceat(drawn, starts, axis=1).sum(axis=1).astype(np.float64)
 
 
 def after_detection(period: Period, alert: Bools) -> Bools:
@@ -275,6 +305,45 @@ def average_precision_difference(period: Period, one: Scored, other: Scored) -> 
     """Average precision of one detector minus the other's, from the same days in every bootstrap round."""
     value = float(metrics.average_precision(one.ranked.totals)[0] - metrics.average_precision(other.ranked.totals)[0])
     return metrics.estimate(value, one.precision_rounds - other.precision_rounds, period.level, period.y.size)
+
+
+def restate_at_prevalence(period: Period, every: Sequence[Scored], shares: Sequence[float]) -> list[dict[str, Any]]:
+    """What the metrics would be where anomalies are rarer or more frequent, and are told apart as well as here.
+
+    Recall and false positive rate do not depend on the prevalence; precision does. A test set of another mixture, or
+    a market of which only the prevalence is known, can be set beside this one so.
+
+    Returns:
+        One record per detector and prevalence: average_precision, its lift, precision (of the rows that were flagged)
+        and alerts_per_hit, each with low and high.
+    """
+    result = []
+    for scored in every if period.y.any() else ():
+        rates = _rates_by_round(period, scored.alert)
+        for share in shares:
+            ap = metrics.with_interval(
+                metrics.average_precision_at_prevalence(share), scored.ranked, period.weights, period.level
+            )
+            values = metrics.precision_at_prevalence(*rates, share)
+            precision = metrics.estimate(float(values[0]), values[1:], period.level, period.y.size)
+            result.append(
+                {
+                    "detector": scored.detector,
+                    "prevalence": share,
+                    "average_precision": ap.as_dict(),
+                    "average_precision_lift": None if ap.estimate is None or not share else ap.estimate / share,
+                    "precision": precision.as_dict(),
+                    "alerts_per_hit": 1 / precision.estimate if precision.estimate else None,
+                }
+            )
+    return result
+
+
+def _rates_by_round(period: Period, alert: Bools) -> tuple[Floats, Floats]:
+    """Recall and false positive rate of a decision: on all days first, then in each bootstrap round."""
+    times = np.concatenate([np.ones((1, max(period.n_days, 1))), period.weights])
+    sums = [times @ period.per_day(rows) for rows in (alert & period.y, period.y, alert & ~period.y, ~period.y)]
+    return metrics.ratio(sums[0], sums[1]), metrics.ratio(sums[2], sums[3])
 
 
 def calibration(period: Period, probability: Floats | None) -> dict[str, Estimate]:
@@ -388,25 +457,28 @@ def _brier_skill(period: Period, squared: Floats) -> Estimate:
     return metrics.estimate(value, skill(period.weights), period.level, period.y.size)
 
 
-def _time_to_detect(events: pl.DataFrame, level: float) -> dict[str, Estimate]:
+def _time_to_detect(period: Period, events: pl.DataFrame) -> dict[str, Estimate]:
     n = events.height
-    found = events.filter(pl.col("found_at").is_not_null())
-    hours = ((found["found_at"] - found["started_at"]).dt.total_seconds() / 3600).to_numpy()
-    low, high = metrics.wilson(found.height, n, level)
-    share = Estimate(found.height / n, low, high, n) if n else Estimate(None, None, None, 0)
-    lost = finite(metrics.ratio(float(events["amount_before"].sum()), float(events["amount"].sum())))
+    if not n:
+        names = ("event_recall", "events_never_found", *TIMES_TO_DETECT, "value_lost_before_detection_share")
+        return dict.fromkeys(names, NEVER)
+    dates = period.rows["booked_at"].dt.date().unique().sort()
+    day = dates.search_sorted(events["started_at"].dt.date()).to_numpy().astype(np.int64)
+    is_found = events["found_at"].is_not_null().to_numpy()
+    hours = ((events["found_at"] - events["started_at"]).dt.total_seconds() / 3600).to_numpy()[is_found]
+    low, high = metrics.wilson(int(is_found.sum()), n, period.level)
+    share = float(is_found.mean())
+    lost, amount = (np.bincount(day, events[name].to_numpy(), period.n_days) for name in ("amount_before", "amount"))
     return {
-        "event_recall": share,
-        # of the events that were found; how many never were is 1 - event_recall
-        "hours_to_detect_median": _quantile(hours, 0.5),
-        "hours_to_detect_p90": _quantile(hours, 0.9),
-        "value_lost_before_detection_share": Estimate(lost, None, None, n),
+        "event_recall": Estimate(share, low, high, n),
+        "events_never_found": Estimate(1 - share, 1 - high, 1 - low, n),
+        # of the events that were found
+        **{
+            name: metrics.quantile_with_interval(hours, day[is_found], at, period.weights, period.level)
+            for name, at in TIMES_TO_DETECT.items()
+        },
+        "value_lost_before_detection_share": metrics.ratio_with_interval(lost, amount, period.weights, period.level, n),
     }
-
-
-def _quantile(values: Floats, probability: float) -> Estimate:
-    value = float(np.quantile(values, probability)) if values.size else None
-    return Estimate(value, None, None, int(values.size))
 
 
 def _misstatement_table(joined: pl.DataFrame) -> list[dict[str, Any]]:
