@@ -120,7 +120,7 @@ class EngineParams:
     name: Literal["local", "bucketed", "spark"] = "local"
     threads: Annotated[int, Field(ge=1)] = 2
     bucket_rows: Annotated[int, Field(ge=1)] = 100_000
-    part_rows: Annotated[int, Field(ge=1)] = 2_000_000
+    part_rows: Annotated[int, Field(ge=1)] = 1_000_000
     row_group_rows: Annotated[int, Field(ge=1)] = 250_000
     master: str = "local-cluster[2,1,1024]"
     executor_memory: str = "1g"
