@@ -15,6 +15,7 @@ HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 MILLION = 1_000_000
 MOST_MOVES = 16  # per row; sorting anew costs about as much
+MOST_KEPT_ROWS = 1_000_000  # the events of a bucket are kept for the next KPI; those of a large table would fill memory
 FOREVER_US = 1 << 61  # longer than any history, and safe to add to any time
 _UNITS_US = {"h": HOUR_US, "d": DAY_US}
 Tape: TypeAlias = I64
@@ -95,14 +96,17 @@ class History:
 
     def tape(self, window_us: int) -> Tape:
         """Events of H(t, W) = {j: same key, t - W <= t_j < t, v_j <= t}, asked by every row."""
-        if window_us not in self.tapes:
-            ask = self.by_time
-            self.tapes[window_us] = kernels.tape(
-                ask.starts, ask.rows, self.time,
-                self.by_enter.starts, self.by_enter.rows, self.enter,
-                ask.starts, ask.rows, self.time + window_us,
-            )  # fmt: skip
-        return self.tapes[window_us]
+        if window_us in self.tapes:
+            return self.tapes[window_us]
+        ask = self.by_time
+        made = kernels.tape(
+            ask.starts, ask.rows, self.time,
+            self.by_enter.starts, self.by_enter.rows, self.enter,
+            ask.starts, ask.rows, self.time + window_us,
+        )  # fmt: skip
+        if len(self) <= MOST_KEPT_ROWS:
+            self.tapes[window_us] = made
+        return made
 
     def tape_of(self, codes: I64, enter: I64, leave: I64) -> Tape:
         """Events of other records, such as labels: each is seen from `enter` to `leave`, both ends included.
