@@ -828,7 +828,8 @@ def returning_paths(
         asks: rows to compute; all of them if not given.
 
     Returns:
-        Per row that asks: circles; payments in the longest circle; payments on the longest path; 1 if the search was cut short.
+        Per row that asks: circles; payments in the longest circle; payments on the longest path; 1 if the search was
+        cut short.
     """
     asking = np.arange(len(time)) if asks is None else asks
     rows = len(asking)
