@@ -5,7 +5,7 @@ The bare loop builds each entry's tree, counts it, and forgets it. Two files: on
 with fifty shapes, batches, indentation, and references to characters, which a parser has to resolve.
 
     python benchmarks/ingest_camt.py [megabytes, 60 by default]    # speed
-    python benchmarks/ingest_camt.py memory                        # peak memory of 100 MB and 1 GB, written and deleted
+    python benchmarks/ingest_camt.py memory    # peak memory of the stage for 100 MB and 1 GB, written and deleted
 """
 
 import subprocess
@@ -119,24 +119,31 @@ def camt(megabytes: float = 60) -> Iterator[tuple[str, float, float, int]]:
             yield made.__name__, *best(path)
 
 
+STAGE = """import resource, sys, time
+from reperform import ingest, params
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+source = {"kind": "iso20022", "files": "a.xml", "entity_id": "bank"}
+given = {"raw": "raw", "sources": {"bank": source}, "on_unreadable_file": "stop", "processes": 1}
+given, before, start = params.build(params.IngestParams, given, where="benchmark"), used(), time.perf_counter()
+one = ingest.run(given)["sources"]["bank"]
+print(f"{one['rows_out']:,} transactions, {time.perf_counter() - start:.1f} s, peak {used():.0f} MB,"
+      f" of which {before:.0f} MB before the first")
+"""
+
+
 def memory() -> None:
-    """Peak memory of reading 100 MB and 1 GB part by part, each in a process of its own."""
-    program = (
-        "import resource, sys; from pathlib import Path; from reperform.ingest import iso20022 as i\n"
-        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "spec = i.iso20022_source('b', {'kind': 'iso20022', 'files': 'x', 'entity_id': 'b'})\n"
-        "ledger, before = i.Ledger(), used()\n"
-        "made = lambda raw: i.typed(i.with_balances(i.prepared(raw, ledger, spec), ledger), i.column_map(spec))\n"
-        "n = sum(made(raw).rows.height for raw in i.raw_parts(Path(sys.argv[1]), 'a', spec, ledger))\n"
-        "print(f'{n:,} transactions, peak {used():.0f} MB, of which {before:.0f} MB before the first')"
-    )
+    """Peak memory of the whole stage for 100 MB and 1 GB, each in a process of its own; then with nothing new."""
     with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        (project / "dvc.yaml").write_text("stages: {}\n")
+        (project / "raw").mkdir()
         for megabytes in (100, 1000):
-            path = written(Path(folder) / "a.xml", plain, megabytes)
-            told = subprocess.run(
-                [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
-            )
-            print(f"{megabytes} MB: {told.stdout.strip()}")
+            written(project / "raw" / "a.xml", plain, megabytes)
+            for state in ("new", "read before"):
+                told = subprocess.run(
+                    [sys.executable, "-c", STAGE], capture_output=True, text=True, check=True, cwd=project
+                )
+                print(f"{megabytes} MB, {state}: {told.stdout.strip()}", flush=True)
 
 
 def main() -> None:

@@ -185,14 +185,65 @@ def test_other_content_under_an_old_name_is_read_again(world: Path) -> None:
     assert run(world)["sources"]["northbank"]["rows_out"] == 1
 
 
-def test_parts_that_nothing_uses_are_removed(world: Path) -> None:
+def folders(world: Path) -> set[str]:
+    return {path.name for path in (world / ".cache" / "ingest" / "tables").iterdir() if path.is_dir()}
+
+
+def test_parts_of_another_experiment_are_kept_as_far_as_there_is_room(world: Path) -> None:
     run(world)
-    folder = world / ".cache" / "ingest" / "tables"
-    before = {path.name for path in folder.iterdir() if path.is_dir()}
-    delivered(world / "data" / "simulate" / "raw", "northbank", [with_row("northbank", id="T8")])
+    before = folders(world)
+    raw = world / "data" / "simulate" / "raw"
+    path = raw / "northbank" / "transactions-2025-04.csv"
+    first = path.read_bytes()
+    delivered(raw, "northbank", [with_row("northbank", id="T8")])
     run(world)
-    after = {path.name for path in folder.iterdir() if path.is_dir()}
-    assert len(before) == len(after) == len(before & after) + 1
+    assert before < folders(world)
+    path.write_bytes(first)
+    write_params(world, unused_cache_bytes=0)
+    run(world)
+    assert folders(world) == before
+
+
+def test_switching_between_experiments_reads_no_file_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(world)
+    (world / "other").mkdir()
+    sources = {"northbank": DEMO["northbank"]}
+    delivered(world / "other", "northbank", [with_row("northbank", id="T8")])
+    other = params.build(
+        params.IngestParams,
+        {"raw": "other", "sources": sources, "on_unreadable_file": "stop", "processes": 1},
+        where="other",
+    )
+    ingest.run(other)
+    opened = counted_readings(monkeypatch)
+    run(world)
+    ingest.run(other)
+    assert opened == []
+
+
+def test_of_parts_that_were_not_used_the_latest_are_kept(tmp_path: Path) -> None:
+    names = ("a", "b", "c")
+    for name in names:
+        store = Store(tmp_path / "parts")
+        with store.making(name) as folder:
+            (folder / "part").write_bytes(b"0" * 100)
+        store.used.add(name)
+        store.close()
+    store = Store(tmp_path / "parts", unused_bytes=150)
+    store.used.add("a")
+    store.close()
+    assert {path.name for path in (tmp_path / "parts").iterdir() if path.is_dir()} == {"a", "c"}
+
+
+def test_parts_that_other_code_made_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "parts")
+    with store.making("a") as folder:
+        (folder / "part").write_bytes(b"0")
+    store.used.add("a")
+    store.close()
+    monkeypatch.setattr("reperform.ingest.parts.code_digest", lambda: "other")
+    Store(tmp_path / "parts").close()
+    assert not (tmp_path / "parts" / "a").exists()
 
 
 def test_an_unchanged_file_is_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

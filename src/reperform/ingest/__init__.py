@@ -8,12 +8,10 @@ from typing import Any
 
 from reperform import params, paths, tables
 from reperform.errors import ReperformError, nearest
-from reperform.ingest import table
+from reperform.ingest import iso20022, table
 from reperform.ingest.column_map import table_source
 from reperform.ingest.combine import WRITTEN, combine
-from reperform.ingest.iso20022 import iso20022_source
 from reperform.ingest.parts import Store
-from reperform.ingest.payment_details import united
 from reperform.ingest.receipt import receipt
 from reperform.ingest.source import SourceResult, UnreadableFileError, located, matching
 from reperform.ingest.xbrl_source import XbrlSource
@@ -32,7 +30,7 @@ def check_source(name: str, source: Mapping[str, Any]) -> None:
     if kind == "table":
         table_source(name, source)
     elif kind == "iso20022":
-        iso20022_source(name, source)
+        iso20022.iso20022_source(name, source)
     else:
         params.build(XbrlSource, source, where=f"ingest.sources.{name}")
 
@@ -108,19 +106,24 @@ def _empty_files(name: str, source: Mapping[str, Any], raw: Path) -> list[Unread
 
 
 def read_sources(given: IngestParams, raw: Path, store: Store) -> dict[str, SourceResult]:
-    """Read every source. Tables go through the store, each file once whatever many sources it feeds."""
-    specs = {n: table_source(n, one) for n, one in given.sources.items() if _kind(n, one) == "table"}
+    """Read every source. Tables and statements go through the store, each file once whatever many sources it feeds."""
+    kinds = {name: _kind(name, source) for name, source in given.sources.items()}
+    specs = {name: table_source(name, given.sources[name]) for name, kind in kinds.items() if kind == "table"}
     read = table.read_all(specs, raw, store)
-    return {
-        name: read[name] if name in read else read_source(name, source, raw, given.processes)
-        for name, source in given.sources.items()
-    }
+    for name, kind in kinds.items():
+        source = given.sources[name]
+        if kind == "iso20022":
+            read[name] = iso20022.read_into(store, name, source, raw)
+        elif kind != "table":
+            read[name] = read_source(name, source, raw, given.processes)
+    return {name: read[name] for name in given.sources}
 
 
 def run(given: IngestParams) -> dict[str, Any]:
     """Read every source, unite them, and save the canonical tables with their receipt."""
     raw = paths.project_root() / given.raw
-    store = Store(paths.project_root() / ".cache" / "ingest" / "tables", given.piece_bytes)
+    cache = paths.project_root() / ".cache" / "ingest" / "tables"
+    store = Store(cache, given.piece_bytes, given.unused_cache_bytes)
     if given.on_unreadable_file == "stop":
         stop_for_bad_beginnings(given.sources, raw)
     results = read_sources(given, raw, store)
@@ -130,7 +133,6 @@ def run(given: IngestParams) -> dict[str, Any]:
         files = {n: stack.enter_context(tables.replacing(paths.data("ingest") / f"{n}.parquet")) for n in WRITTEN}
         combined = combine(results, given.base_currency, files)
         document = {"base_currency": given.base_currency, **receipt(given.sources, results, combined)}
-    tables.write_table(united(results, combined.paid).rechunk(), "ingest", "payment_details")
     tables.write_json(document, "ingest", "receipt")
     store.close()
     return document

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from reperform.ingest.source import (
 
 DUPLICATE_ID = "duplicate_id"
 IDENTIFIERS = {"transactions": "transaction_id", "labels": "transaction_id", "accounts": "account_id"}
-WRITTEN = (*schemas.CANONICAL, schemas.ORIGINS.name, schemas.QUARANTINE.name)  # by `combine`, one file each
+DETAILS = schemas.PAYMENT_DETAILS.name
+WRITTEN = (*schemas.CANONICAL, schemas.ORIGINS.name, schemas.QUARANTINE.name, DETAILS)  # by `combine`, one file each
 _IN_THIS_ORDER = ("accounts", *(table for table in schemas.CANONICAL if table != "accounts"))  # as `origins` has them
 _PLACE = ["source_file", "source_record"]
 Append = Callable[[pl.DataFrame], None]
@@ -42,13 +44,11 @@ class Combined:
         rows: by table, how many rows there are.
         rows_out: by source and table, the rows that are left.
         refused: by source, file and rule, the refused records and files.
-        paid: `source_file` and `source_record` of the transactions from sources that tell payment details.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     rows_out: dict[str, Counter[str]] = field(default_factory=dict)
     refused: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    paid: pl.DataFrame = field(default_factory=lambda: schemas.empty(schemas.TRANSACTIONS).select(_PLACE))
 
 
 def combine(
@@ -90,6 +90,7 @@ class _Union:
         self.repeats = {table: _repeats(results, table) for table in IDENTIFIERS}
         self.quarantine = self.appending(stack, schemas.QUARANTINE)
         self.origins = self.appending(stack, schemas.ORIGINS)
+        self.details = self.appending(stack, schemas.PAYMENT_DETAILS)
 
     def appending(self, stack: ExitStack, schema: pa.DataFrameSchema) -> Append:
         """A function that appends rows to the file of a table."""
@@ -117,7 +118,8 @@ class _Union:
 
     def write(self, table: str) -> None:
         """Write a table without the rows that repeat an identifier; refuse transactions without a known rate."""
-        is_transactions, paid = table == schemas.TRANSACTIONS.name, [self.combined.paid]
+        is_transactions = table == schemas.TRANSACTIONS.name
+        details = {name: _details(result) for name, result in self.results.items()} if is_transactions else {}
         with ExitStack() as stack:
             append = self.appending(stack, schemas.CANONICAL[table])
             for name, rows in _kept(self.results, table, self.repeats.get(table, {})):
@@ -125,20 +127,25 @@ class _Union:
                 if is_transactions:
                     kept, unpriced = with_amount_base(rows, self.rates, self.base_currency)
                     self.refuse(name, unpriced)
-                if is_transactions and schemas.PAYMENT_DETAILS.name in self.results[name].tables:
-                    paid.append(kept.select(paid[0].columns))
+                if name in details:
+                    self.keep_details(next(details[name]), kept)
                 self.combined.rows[table] += kept.height
                 self.combined.rows_out[name][table] += kept.height
                 self.origins(origins({name: SourceResult(tables={table: kept})}))
                 append(schemas.shaped(kept.drop(FILE, RECORD), schemas.CANONICAL[table]))
-        self.combined.paid = pl.concat(paid)
+
+    def keep_details(self, details: pl.DataFrame, kept: pl.DataFrame) -> None:
+        """Write the details of those transactions that are kept."""
+        if details.height:
+            of_kept = details.join(kept.select(_PLACE), on=_PLACE, how="semi", maintain_order="left")
+            self.details(schemas.checked(of_kept, schemas.PAYMENT_DETAILS))
 
 
 def _refused_by_readers(result: SourceResult) -> Iterator[pl.DataFrame]:
     table = next(iter(result.tables), "")
     yield result.quarantine
     for part in result.refused_parts:
-        yield pl.read_ipc(part)
+        yield part.rows().cast(dict(result.quarantine.schema))
     yield quarantine_frame(
         quarantined(table, error.path, WHOLE_FILE, error.rule, value=error.got or None, row=str(error))
         for error in result.unreadable
@@ -158,6 +165,14 @@ def _frames(result: SourceResult, table: str, columns: list[str] | None = None) 
         yield result.tables[table] if columns is None else result.tables[table].select(columns)
     for part in result.parts.get(table, ()):
         yield part.rows(columns)
+
+
+def _details(result: SourceResult) -> Iterator[pl.DataFrame]:
+    """Payment details, a chunk for each chunk of the transactions; without end, and empty, where there are none."""
+    kinds = schemas.polars_schema(schemas.PAYMENT_DETAILS)
+    for frame in _frames(result, DETAILS):
+        yield frame.select(pl.col(column).cast(kind) for column, kind in kinds.items())
+    yield from repeat(pl.DataFrame(schema=kinds))
 
 
 def _no_rows(table: str) -> pl.DataFrame:

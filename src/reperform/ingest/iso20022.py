@@ -1,12 +1,15 @@
 """ISO 20022 statements, reports, notifications and payments as transactions; what they say of themselves is checked."""
 
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field
+from dataclasses import field, replace
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 from pydantic.dataclasses import dataclass
 
@@ -16,26 +19,29 @@ from reperform.ingest import xsd
 from reperform.ingest.camt_stream import PLACES, Statement, stream
 from reperform.ingest.column_map import STRICT, Amounts, Column, TableSource, Times, check_time_zone
 from reperform.ingest.delimited import ROW
+from reperform.ingest.parts import Store
 from reperform.ingest.payment_details import TABLE as DETAILS
 from reperform.ingest.payment_details import WANTED, details_of
 from reperform.ingest.source import (
     FILE,
     RECORD,
+    Part,
     SourceResult,
     UnreadableFileError,
-    quarantine_frame,
+    located,
+    matching,
     read_files,
     row_as_json,
 )
 from reperform.ingest.statement_checks import BALANCE_BROKEN, DETAILS_BROKEN
-from reperform.ingest.table import canonical, no_rows
+from reperform.ingest.statement_parts import Pack, StatementFile, Typed, found, packed, united, unpacked
+from reperform.ingest.table import canonical, in_memory, no_rows, read_part
 from reperform.ingest.values import with_point
 
 NOT_BOOKED = "entry_not_booked"
 _ROWS_PER_PART = 20_000
 _PLACES = 5  # ISO 20022 amounts have at most five decimals: whole numbers of such units add up exactly
 _UNITS = 10**_PLACES
-STATEMENT = "__statement"
 _TRUE = ("true", "1")
 # What the quarantine tells of a refused entry.
 _TOLD = (
@@ -79,15 +85,6 @@ class Iso20022Source:
     schema: str | None = None
 
 
-@plain_dataclass(frozen=True)
-class Typed:
-    """Canonical rows, refused records and details of some transactions."""
-
-    rows: pl.DataFrame
-    refused: pl.DataFrame
-    details: pl.DataFrame
-
-
 class Ledger:
     """What the statements of a source tell, and what their entries add up to.
 
@@ -108,6 +105,12 @@ class Ledger:
             self.sums.pop(number, None)
             self.totals.pop(number, None)
         del self.statements[first:]
+
+    def add(self, statements: Iterable[tuple[Statement, int, int]]) -> None:
+        """Add the statements of a file that was read before, each with what it moved and the total of its amounts."""
+        for statement, moved, total in statements:
+            self.statements.append(statement)
+            self.sums[statement.number], self.totals[statement.number] = moved, total
 
     def start(self, number: int) -> int | None:
         """The balance in units before the entries that come next; None where the statement tells no opening balance."""
@@ -138,7 +141,7 @@ class Ledger:
 
 
 def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> SourceResult:
-    """Read one source of ISO 20022 messages.
+    """Read one source of ISO 20022 messages into memory.
 
     Args:
         name: the source.
@@ -150,96 +153,193 @@ def read(name: str, source: Mapping[str, Any], raw: Path, *, processes: int) -> 
         ReperformError: for a wrong description or a source without files.
     """
     del processes
+    with tempfile.TemporaryDirectory() as folder:
+        return in_memory(read_into(Store(Path(folder)), name, source, raw))
+
+
+def read_into(store: Store, name: str, source: Mapping[str, Any], raw: Path) -> SourceResult:
+    """Read one source of ISO 20022 messages. Rows, details and refused entries go to the store, part by part.
+
+    Args:
+        store: where parts go; files that it knows are not parsed again.
+        name: the source.
+        source: its description.
+        raw: the raw folder.
+
+    Raises:
+        ReperformError: for a wrong description or a source without files.
+    """
     spec = iso20022_source(name, source)
-    reading = _Reading(spec)
-    got = read_files(name, spec.files, raw, schemas.TRANSACTIONS.name, reading.file)
-    tables = reading.tables()
+    reading = _Reading(spec, store)
+    files = [(path, located(path, raw)) for path in matching(name, spec.files, raw)]
+    got = read_files(files, schemas.TRANSACTIONS.name, store.digest, reading.file)
+    entries = reading.files()
+    messages = reading.messages(entries)
+    rows = tuple(part for entry in entries for part in entry.parts["rows"])
+    tables = {
+        "transactions": no_rows("transactions"),
+        "messages": messages,
+        DETAILS: schemas.empty(schemas.PAYMENT_DETAILS),
+    }
     return SourceResult(
-        tables=tables,
-        quarantine=pl.concat([got.duplicates, *reading.refused]),
+        tables={**tables, "accounts": _accounts(rows)} if spec.gives_accounts else tables,
+        quarantine=got.duplicates,
         files=got.files,
-        counts=_counts(reading.ledger.statements, tables["messages"]),
+        counts=_counts(reading.ledger.statements, messages),
         unreadable=got.unreadable,
+        parts={"transactions": united(rows), DETAILS: united(part for one in entries for part in one.parts["details"])},
+        refused_parts=united(part for entry in entries for part in entry.parts["refused"]),
     )
 
 
-class _Reading:
-    """The transactions of all files of a source.
+@plain_dataclass(frozen=True)
+class _ReadFile:
+    """A file that was read to its end, and what it gave beside its rows.
 
-    Those of many small files are made together, those of large ones in parts: what is made is smaller than the texts.
+    Args:
+        name: how the store names what is made of it.
+        where: its name below the raw folder.
+        raw: its transactions as texts, or the first of them.
+        first: the number of its first statement.
+        end: one more than the number of its last.
+        violations: of the official schema.
     """
 
-    def __init__(self, spec: Iso20022Source) -> None:
-        self.spec = spec
+    name: str
+    where: str
+    raw: pl.DataFrame
+    first: int
+    end: int = 0
+    violations: tuple[checks.Finding, ...] = ()
+
+
+class _Reading:
+    """The files of a source: those that the store knows, and those that are parsed now.
+
+    The transactions of many small files are made together, those of large ones in parts; only a file that was read to
+    its end gives rows.
+    """
+
+    def __init__(self, spec: Iso20022Source, store: Store) -> None:
+        self.spec, self.store = spec, store
         self.columns = column_map(spec)
         self.ledger = Ledger()
-        self.refused = [quarantine_frame([])]
-        self._waiting: list[pl.DataFrame] = []
-        self._rows = [no_rows("transactions")]
-        self._details = [schemas.empty(schemas.PAYMENT_DETAILS)]
-        self._violations: list[checks.Finding] = []
+        self.schema = _schema_path(spec)
+        self._files: list[str | StatementFile] = []
+        self._waiting: list[_ReadFile] = []
 
-    def file(self, path: Path, where: str) -> tuple[int, None]:
-        """Read one file. Only a file that was read to its end gives rows: until then they wait.
+    def file(self, path: Path, where: str, digest: str) -> int:
+        """Read one file, or find what was made of it before; gives the number of its transactions.
 
         Raises:
             UnreadableFileError: when the file cannot be read at all.
         """
+        of_schema = [xsd.digest(self.schema)] if self.schema is not None else []
+        name = self.store.name(digest, where, self.spec, *of_schema)
+        known = found(self.store, name)
+        if known is None:
+            records = self._parse(path, where, name)
+        else:
+            records = known.records
+            self.ledger.add(unpacked(known.statements, len(self.ledger.statements), where))
+        self._files.append(known or name)
+        return records
+
+    def files(self) -> list[StatementFile]:
+        """What every file gave, in their order."""
+        self._make_waiting()
+        every = (found(self.store, one) if isinstance(one, str) else one for one in self._files)
+        return [one for one in every if one is not None]
+
+    def messages(self, files: list[StatementFile]) -> pl.DataFrame:
+        """What all files say of themselves and do not hold, as `schemas.MESSAGES`."""
+        told = [
+            *self.ledger.findings(),
+            *(one for file in files for one in file.violations),
+            *(one for file in files for one in file.references),
+        ]
+        return checks.finding_frame(told, [(file.where, file.further_references) for file in files])
+
+    def _parse(self, path: Path, where: str, name: str) -> int:
         first = len(self.ledger.statements)
-        pieces: list[Typed] = []
         waiting: list[pl.DataFrame] = []
         try:
-            for part in raw_parts(path, where, self.spec, self.ledger):
+            parts = raw_parts(path, where, self.spec, self.ledger)
+            for part in parts:
                 waiting.append(part)
                 if sum(one.height for one in waiting) >= _ROWS_PER_PART:
-                    pieces.append(self._made(waiting))
-                    waiting = []
+                    return self._write_large(path, _ReadFile(name, where, pl.concat(waiting), first), parts)
         except UnreadableFileError:
             self.ledger.forget(first)
             raise
-        if self.spec.schema is not None:
-            schema = Path(self.spec.schema)
-            schema = schema if schema.is_absolute() else paths.project_root() / schema
-            self._violations += xsd.violations(path, where, schema, self.ledger.statements[first].definition)
-        n_rows = sum(piece.rows.height + piece.refused.height for piece in pieces) + sum(one.height for one in waiting)
-        self._keep_file(pieces, waiting)
-        return n_rows, None
-
-    def tables(self) -> dict[str, pl.DataFrame]:
-        """The canonical tables of all files."""
-        self._make_waiting()
-        rows, details = pl.concat(self._rows), pl.concat(self._details)
-        found = [*self.ledger.findings(), *self._violations, *checks.of_references(details)]
-        tables = {"transactions": rows, "messages": checks.finding_frame(found), DETAILS: details}
-        return {**tables, "accounts": _accounts(rows)} if self.spec.gives_accounts else tables
-
-    def _keep_file(self, pieces: list[Typed], waiting: list[pl.DataFrame]) -> None:
-        if pieces:
+        one = self._whole(path, _ReadFile(name, where, pl.concat(waiting), first))
+        n_waiting = sum(other.raw.height for other in self._waiting)
+        # Two files may have one name in outputs: odd characters are escaped.
+        if n_waiting + one.raw.height > _ROWS_PER_PART or where in {other.where for other in self._waiting}:
             self._make_waiting()
-            rest = [self._made(waiting)] if waiting else []
-            for piece in (*pieces, *rest):
-                self._keep(piece)
-        else:
-            self._waiting += waiting
-            if sum(part.height for part in self._waiting) >= _ROWS_PER_PART:
-                self._make_waiting()
+        self._waiting.append(one)
+        return one.raw.height
+
+    def _whole(self, path: Path, one: _ReadFile) -> _ReadFile:
+        violations: list[checks.Finding] = []
+        if self.schema is not None:
+            definition = self.ledger.statements[one.first].definition
+            violations = xsd.violations(path, one.where, self.schema, definition)
+        return replace(one, end=len(self.ledger.statements), violations=tuple(violations))
+
+    def _write_large(self, path: Path, one: _ReadFile, rest: Iterator[pl.DataFrame]) -> int:
+        """Write the transactions of a large file while it is read."""
+        pack, records, runs = Pack([one.name]), 0, []
+        with self.store.making(pack.name) as folder:
+            for raw in chain([one.raw], rest):
+                piece = self._made([raw])
+                pack.add(folder, piece)
+                runs += [piece.statement.rle()] if piece.rows.height else []
+                records += raw.height
+            pack.take_balances_back(folder, [self._unproven(each) for each in runs])
+        self._tell(self._whole(path, one), records, pack)
+        return records
 
     def _make_waiting(self) -> None:
-        if self._waiting:
-            self._keep(self._made(self._waiting))
-            self._waiting = []
+        """Make the transactions of the small files that wait, all at once."""
+        if not self._waiting:
+            return
+        piece, pack = self._made([one.raw for one in self._waiting]), Pack([one.name for one in self._waiting])
+        with self.store.making(pack.name) as folder:
+            pack.add(folder, piece)
+            runs = [piece.statement.rle()] if piece.rows.height else []
+            pack.take_balances_back(folder, [self._unproven(each) for each in runs])
+        for one in self._waiting:
+            self._tell(one, one.raw.height, pack)
+        self._waiting = []
+
+    def _tell(self, one: _ReadFile, records: int, pack: Pack) -> None:
+        statements = self.ledger.statements[one.first : one.end]
+        document = {
+            "pack": pack.name,
+            "where": one.where,
+            "records": records,
+            **pack.of(one.where),
+            "violations": one.violations,
+            "references": pack.references.get(one.where, []),
+            "further_references": pack.further[one.where],
+            "statements": packed(statements, self.ledger.sums, self.ledger.totals),
+        }
+        self.store.tell(one.name, document)
 
     def _made(self, parts: list[pl.DataFrame]) -> Typed:
         return typed(with_balances(prepared(pl.concat(parts), self.ledger, self.spec), self.ledger), self.columns)
 
-    def _keep(self, piece: Typed) -> None:
-        """Keep what was made, and take balances back from statements that turned out not to add up."""
-        numbers = piece.rows[STATEMENT].unique(maintain_order=True)
-        proven = [number for number in numbers if self.ledger.is_proven(number)]
-        balance = pl.when(pl.col(STATEMENT).is_in(proven)).then("balance_after").alias("balance_after")
-        self._rows.append(piece.rows.with_columns(balance).drop(STATEMENT))
-        self.refused.append(piece.refused)
-        self._details.append(piece.details)
+    def _unproven(self, runs: pl.Series) -> pl.Series | None:
+        """Which rows are of statements whose entries do not lead to the closing balance; None where no row is."""
+        wrong = [not self.ledger.is_proven(run["value"]) for run in runs]
+        if not any(wrong):
+            return None
+        return pl.Series(np.repeat(wrong, runs.struct.field("len").to_numpy()))
+
+
+def _schema_path(spec: Iso20022Source) -> Path | None:
+    return paths.project_root() / spec.schema if spec.schema is not None else None  # an absolute path stays as it is
 
 
 def typed(fields: pl.DataFrame, columns: TableSource) -> Typed:
@@ -252,7 +352,7 @@ def typed(fields: pl.DataFrame, columns: TableSource) -> Typed:
         refused = refused.with_columns(texts.to_series().alias("row"))
         fields = fields.join(keys, on=on, how="anti", maintain_order="left")
     # What was not refused stands in the same order in both.
-    return Typed(rows.with_columns(fields["statement"].alias(STATEMENT)), refused, details_of(fields))
+    return Typed(rows.drop(FILE, RECORD), fields["statement"], refused, details_of(fields))
 
 
 def iso20022_source(name: str, source: Mapping[str, Any]) -> Iso20022Source:
@@ -477,9 +577,13 @@ def _not_booked() -> pl.Expr:
     return pl.when(~_is_booked()).then(reason)
 
 
-def _accounts(transactions: pl.DataFrame) -> pl.DataFrame:
-    wanted = schemas.polars_schema(schemas.ACCOUNTS)
-    known = transactions.unique("account_id", keep="first", maintain_order=True)
+def _accounts(transactions: Iterable[Part]) -> pl.DataFrame:
+    wanted, like = schemas.polars_schema(schemas.ACCOUNTS), no_rows("transactions")
+
+    def once(rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.unique("account_id", keep="first", maintain_order=True)
+
+    known = once(pl.concat([like, *(once(read_part(part, like)) for part in transactions)]))
     return known.select(
         (pl.col(name) if name in known.columns else pl.lit(None)).cast(kind).alias(name)
         for name, kind in wanted.items()

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -24,8 +25,10 @@ from reperform.ingest.column_map import TableSource
 from reperform.ingest.source import Part, sha256_of
 
 PIECE_BYTES = 64 * 2**20
+UNUSED_BYTES = 4 * 2**30
 _DONE = "done.json"
 _STATE = "state.json"
+Written = tuple[str, list[str], dict[str, str | None]]  # the name of a part, its columns, and what stands in every row
 _SETTLED_NS = 2_000_000_000  # a file that changed this lately may change again without a new time
 
 
@@ -42,7 +45,7 @@ class Entry:
 
     records: int
     rows: tuple[Part, ...]
-    refused: tuple[Path, ...]
+    refused: tuple[Part, ...]
     left_out: Mapping[str, int]
 
 
@@ -53,19 +56,22 @@ class Store:
     Args:
         folder: where they are; everything in it can be deleted at any time.
         piece_bytes: about how much of a file is read at once. It shows in no output.
+        unused_bytes: how much to keep of parts that the last run did not use: another experiment may.
     """
 
     folder: Path
     piece_bytes: int = PIECE_BYTES
+    unused_bytes: int = UNUSED_BYTES
     used: set[str] = field(default_factory=set)
     seen: dict[str, list[int | str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Remember which files were hashed before."""
+        """Remember which files were hashed before, and which parts were used when."""
         try:
-            self.before = json.loads((self.folder / _STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.before = {}
+            state = json.loads((self.folder / _STATE).read_text(encoding="utf-8"))
+            self.before, self.last_used, self.run = dict(state["hashed"]), dict(state["used"]), int(state["runs"]) + 1
+        except (OSError, ValueError, KeyError, TypeError):
+            self.before, self.last_used, self.run = {}, {}, 1
 
     def digest(self, path: Path) -> str:
         """The SHA-256 of a file; not computed again for a file of the same size and time as before."""
@@ -79,46 +85,88 @@ class Store:
 
     def find(self, digest: str, where: str, spec: TableSource, *, use: bool = True) -> Entry | None:
         """The parts of a file for a source, if they are there; `use` keeps them for the next run."""
-        name = self._name(digest, where, spec)
+        name = self.name(digest, where, spec)
+        done = self.told(name, use=use)
+        if done is None:
+            return None
+        rows, refused = (
+            tuple(Part(self.folder / name / part, tuple(columns), one) for part, columns, one in done[kind])
+            for kind in ("rows", "refused")
+        )
+        return Entry(done["records"], rows, refused, done["left_out"])
+
+    def told(self, name: str, *, use: bool = True) -> dict[str, Any] | None:
+        """What is written about the parts of a name, if they are there; `use` keeps them for the next run."""
         try:
-            done = json.loads((self.folder / name / _DONE).read_text(encoding="utf-8"))
+            done: dict[str, Any] = json.loads((self.folder / name / _DONE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         if use:
             self.used.add(name)
-        rows = (Part(self.folder / name / part, tuple(columns), one) for part, columns, one in done["rows"])
-        refused = (self.folder / name / part for part in done["refused"])
-        return Entry(done["records"], tuple(rows), tuple(refused), done["left_out"])
+        return done
 
     @contextmanager
     def writing(self, digest: str, where: str, spec: TableSource) -> Iterator["Writing"]:
         """Parts of one file for one source; they count only when the block ends well."""
-        name = self._name(digest, where, spec)
+        with self.making(self.name(digest, where, spec)) as folder:
+            entry = Writing(folder)
+            yield entry
+            if entry.abandoned:
+                shutil.rmtree(folder)
+            else:
+                entry.finish()
+
+    @contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """A folder for what goes by a name; it counts when the block ends well and has not taken it away."""
         partial = self.folder / f"{name}.{os.getpid()}.tmp"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            entry = Writing(partial)
-            yield entry
-            if not entry.abandoned:
-                entry.finish()
+            yield partial
+            if partial.is_dir():
                 shutil.rmtree(self.folder / name, ignore_errors=True)
                 partial.rename(self.folder / name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    def tell(self, name: str, document: Mapping[str, Any]) -> None:
+        """Write what `told` gives, in a folder of its own."""
+        with self.making(name) as folder:
+            (folder / _DONE).write_text(json.dumps(document), encoding="utf-8")
+
     def close(self) -> None:
-        """Forget the parts that this run did not use, and remember what was hashed."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.is_dir() and path.name not in self.used:
+        """Forget parts that were not used lately, and remember what was hashed."""
+        code = code_digest()
+        self.last_used |= {name: [self.run, code] for name in self.used}
+        # Parts of other code are never used again. Of the others the latest stay, as far as there is room for them.
+        room = self.unused_bytes
+        unused = [path for path in self._folders() if path.name not in self.used]
+        for path in sorted(unused, key=lambda one: (-self._last_run(one.name, code), one.name)):
+            room -= _size_of(path) if self._last_run(path.name, code) else 0
+            if room < 0 or not self._last_run(path.name, code):
                 shutil.rmtree(path, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in self._folders()}
+        state = {
+            "runs": self.run,
+            "used": {name: one for name, one in self.last_used.items() if name in there},
+            "hashed": {path: mark for path, mark in (self.before | self.seen).items() if Path(path).is_file()},
+        }
         partial = self.folder / f".{_STATE}.{os.getpid()}"
-        partial.write_text(json.dumps(self.seen, indent=1, sort_keys=True), encoding="utf-8")
+        partial.write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
         partial.replace(self.folder / _STATE)
 
-    def _name(self, digest: str, where: str, spec: TableSource) -> str:
-        made_from = json.dumps([digest, where, asdict(spec), code_digest()], sort_keys=True)
+    def _folders(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
+
+    def _last_run(self, name: str, code: str) -> int:
+        run, of = self.last_used.get(name, (0, ""))
+        return int(run) if of == code else 0
+
+    def name(self, digest: str, where: str, spec: Any, *more: str) -> str:
+        """The name of what the code of today makes of a file's content by a source's description."""
+        made_from = json.dumps([digest, where, asdict(spec), code_digest(), *more], sort_keys=True)
         return hashlib.sha256(made_from.encode()).hexdigest()[:32]
 
 
@@ -127,8 +175,8 @@ class Writing:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows: list[tuple[str, list[str], dict[str, str | None]]] = []
-        self.refused: list[str] = []
+        self.rows: list[Written] = []
+        self.refused: list[Written] = []
         self.records = 0
         self.left_out = Counter[str]()
         self.abandoned = False
@@ -138,15 +186,9 @@ class Writing:
         self.records += records
         self.left_out.update(left_out)
         if rows.height:
-            constant = constants(rows)
-            name = self._write(f"rows-{len(self.rows):05}.arrow", rows.drop(constant))
-            self.rows.append((name, rows.columns, constant))
+            self.rows.append(write_part(self.folder, f"rows-{len(self.rows):05}.arrow", rows))
         if refused.height:
-            self.refused.append(self._write(f"refused-{len(self.refused):05}.arrow", refused))
-
-    def _write(self, name: str, frame: pl.DataFrame) -> str:
-        frame.write_ipc(self.folder / name, compression="uncompressed")
-        return name
+            self.refused.append(write_part(self.folder, f"refused-{len(self.refused):05}.arrow", refused))
 
     def abandon(self) -> None:
         """The file does not suit the source after all."""
@@ -157,6 +199,17 @@ class Writing:
         left_out = {reason: n for reason, n in self.left_out.items() if n}
         done = {"rows": self.rows, "refused": self.refused, "records": self.records, "left_out": left_out}
         (self.folder / _DONE).write_text(json.dumps(done), encoding="utf-8")
+
+
+def write_part(folder: Path, name: str, rows: pl.DataFrame) -> Written:
+    """Write rows without the columns that hold one text or nothing; gives what a `Part` needs."""
+    constant = constants(rows)
+    rows.drop(constant).write_ipc(folder / name, compression="uncompressed")
+    return name, rows.columns, constant
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def constants(rows: pl.DataFrame) -> dict[str, str | None]:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import polars as pl
 
@@ -20,7 +19,6 @@ WHOLE_FILE = 0  # source_record of a refused file; records count from 1
 FILE = "__file"  # where a row came from, beside its canonical columns; ingest takes these off again
 RECORD = "__record"
 SOURCE = "__source"
-T = TypeVar("T")
 
 
 class UnreadableFileError(ReperformError):
@@ -71,19 +69,25 @@ class Part:
         path: an Arrow file with the columns that differ from row to row.
         columns: all columns, in order.
         constant: texts that stand in every row, and None for columns without any value.
+        start: the first of its rows in the file.
+        length: how many rows of the file they are; None for all that follow.
     """
 
     path: Path
     columns: tuple[str, ...]
     constant: Mapping[str, str | None]
+    start: int = 0
+    length: int | None = None
 
     def rows(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The rows, or some of their columns; a column without any value is of type Null."""
         wanted = self.columns if columns is None else columns
         stored = pl.read_ipc(self.path, columns=[name for name in wanted if name not in self.constant] or None)
-        return stored.with_columns(
-            pl.lit(self.constant[name]).alias(name) for name in wanted if name in self.constant
-        ).select(wanted)
+        return (
+            stored.slice(self.start, self.length)
+            .with_columns(pl.lit(self.constant[name]).alias(name) for name in wanted if name in self.constant)
+            .select(wanted)
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class SourceResult:
         counts: other counts for the receipt, such as statements whose balances were checked.
         unreadable: files that could not be read at all.
         parts: by table, further rows; they follow those in `tables`, and stay on disk until used.
-        refused_parts: Arrow files with further refused records.
+        refused_parts: further refused records.
     """
 
     tables: dict[str, pl.DataFrame]
@@ -109,59 +113,57 @@ class SourceResult:
     counts: Mapping[str, int] = field(default_factory=dict)
     unreadable: tuple[UnreadableFileError, ...] = ()
     parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
-    refused_parts: tuple[Path, ...] = ()
+    refused_parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
-class FilesRead(Generic[T]):
+class FilesRead:
     """What reading the files of a source one after the other gave.
 
     Args:
-        results: what the reader made of each file, in order of their names.
-        files: all of them.
+        files: all of them, in order of their names.
         duplicates: files with the same bytes as an earlier one, as rows of the quarantine.
         unreadable: files that could not be read.
     """
 
-    results: list[T]
     files: tuple[SourceFile, ...]
     duplicates: pl.DataFrame
     unreadable: tuple[UnreadableFileError, ...]
 
 
 def read_files(
-    name: str, patterns: Sequence[str], raw: Path, table: str, reader: Callable[[Path, str], tuple[int, T]]
-) -> FilesRead[T]:
+    located_paths: Iterable[tuple[Path, str]],
+    table: str,
+    digest_of: Callable[[Path], str],
+    reader: Callable[[Path, str, str], int],
+) -> FilesRead:
     """Read each file of a source once. A second file with the same bytes is told and left alone.
 
     Args:
-        name: the source.
-        patterns: globs relative to the raw folder.
-        raw: the raw folder.
+        located_paths: the files and their names below the raw folder.
         table: the table that the files are meant for.
-        reader: from a path and its name below the raw folder to the number of records and a result. It raises
+        digest_of: from a path to the SHA-256 of its bytes.
+        reader: from a path, its name below the raw folder and its digest to the number of its records. It raises
             `UnreadableFileError` for a file that cannot be read.
     """
-    results: list[T] = []
     files: list[SourceFile] = []
     duplicates: list[dict[str, object]] = []
     unreadable: list[UnreadableFileError] = []
     first_with: dict[str, str] = {}
-    for path in matching(name, patterns, raw):
-        where, digest, records = located(path, raw), sha256_of(path), 0
+    for path, where in located_paths:
+        digest, records = digest_of(path), 0
         if digest in first_with:
             same = f"the same bytes as {first_with[digest]}"
             duplicates.append(quarantined(table, where, WHOLE_FILE, DUPLICATE_FILE, value=digest, row=same))
         else:
             try:
-                records, result = reader(path, where)
-                results.append(result)
+                records = reader(path, where, digest)
             except UnreadableFileError as error:
                 unreadable.append(error)
             if records:  # two months without a row may well be the same bytes
                 first_with[digest] = where
         files.append(SourceFile(where, digest, records))
-    return FilesRead(results, tuple(files), quarantine_frame(duplicates), tuple(unreadable))
+    return FilesRead(tuple(files), quarantine_frame(duplicates), tuple(unreadable))
 
 
 def located(path: Path, raw: Path) -> str:

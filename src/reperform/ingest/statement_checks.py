@@ -34,8 +34,13 @@ def finding(of: str, code: str, text: str, line: int | None = None, severity: st
     return {"filing_id": of, "code": code, "severity": severity, "text": text, "source_line": line}
 
 
-def finding_frame(found: Iterable[Finding]) -> pl.DataFrame:
-    """Findings as `schemas.MESSAGES`, at most `MOST_PER_CODE` of one code in one file; the others are counted."""
+def finding_frame(found: Iterable[Finding], further: Iterable[tuple[str, int]] = ()) -> pl.DataFrame:
+    """Findings as `schemas.MESSAGES`, at most `MOST_PER_CODE` of one code in one file; the others are counted.
+
+    Args:
+        found: the findings.
+        further: files, and how many more references are wrong than are given.
+    """
     kept: list[Finding] = []
     seen: dict[tuple[str, str], int] = {}
     for one in found:
@@ -43,6 +48,9 @@ def finding_frame(found: Iterable[Finding]) -> pl.DataFrame:
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= MOST_PER_CODE:
             kept.append(one)
+    for where, more in further:
+        if more:
+            seen[where.split("#", 1)[0], REFERENCE_BROKEN] += more
     for (where, code), n in seen.items():
         if n > MOST_PER_CODE:
             kept.append(finding(where, code, f"{n - MOST_PER_CODE:,} more of these in this file"))

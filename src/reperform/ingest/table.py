@@ -98,7 +98,7 @@ def in_memory(result: SourceResult) -> SourceResult:
         table: pl.concat([frame, *(read_part(part, frame) for part in result.parts.get(table, ()))])
         for table, frame in result.tables.items()
     }
-    quarantine = pl.concat([result.quarantine, *(pl.read_ipc(part) for part in result.refused_parts)])
+    quarantine = pl.concat([result.quarantine, *(read_part(part, result.quarantine) for part in result.refused_parts)])
     return replace(result, tables=tables, quarantine=quarantine, parts={}, refused_parts=())
 
 

@@ -3,6 +3,7 @@
 The schemas are ISO's and are not shipped: download them from https://www.iso20022.org (catalogue of messages).
 """
 
+import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,12 @@ def violations(path: Path, where: str, schema: Path, definition: str) -> list[Fi
             break
         found.append(finding(where, SCHEMA_VIOLATED, f"{place}: {message}", line, "error"))
     return found
+
+
+def digest(schema: Path) -> str:
+    """What the schemas hold, so that files are validated again when these change."""
+    files = sorted(schema.glob("*.xsd")) if schema.is_dir() else [schema] if schema.is_file() else []
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def loaded(schema: Path, definition: str) -> Any:
