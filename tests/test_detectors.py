@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from sklearn.ensemble import IsolationForest
 from reperform import detectors, params
 from reperform.detectors import Detector, inputs
 from reperform.detectors.autoencoder import LstmAutoencoderDetector, sequence_rows
+from reperform.detectors.boosting import BoostingDetector, classes_of
 from reperform.detectors.isolation_forest import IsolationForestDetector
 from reperform.detectors.scaling import RobustScaler
 from reperform.errors import ReperformError
@@ -360,6 +361,68 @@ def test_the_detector_of_the_how_to_keeps_the_contract(tmp_path: Path, monkeypat
     ):
         test("farthest_value")
     test_a_saved_detector_scores_the_same_and_saves_the_same_bytes("farthest_value", tmp_path)
+
+
+class TestTypologies:
+    KINDS: ClassVar[list[str]] = ["high", "fast"]
+
+    def told(self, unnamed: int = 0, seed: int = 1) -> tuple[Any, np.ndarray, np.ndarray]:
+        """900 rows; every tenth is an anomaly, high or fast in turn, and the first of them are named by nobody."""
+        rng = np.random.default_rng(8)
+        x = rng.normal(size=(900, len(FEATURES))).astype(np.float32)
+        y = (np.arange(900) % 10 == 0).astype(np.int8)
+        kind = np.where(np.arange(900) % 20 == 0, 0, 1)
+        x[np.flatnonzero(y), kind[y == 1]] += 8
+        names: list[str | None] = [self.KINDS[k] if one else None for k, one in zip(kind, y, strict=True)]
+        for row in np.flatnonzero(y)[:unnamed]:
+            names[row] = None
+        one = detectors.build("xgboost", {**SMALL["xgboost"], "classes": "typologies"}, features=FEATURES, seed=seed)
+        return one.fit(x, y, typologies=names), x, y
+
+    def test_score_is_the_log_odds_of_any_anomaly(self) -> None:
+        one, x, y = self.told()
+        kinds = one.typology_probabilities(x)
+        assert list(kinds) == ["fast", "high", "other"]
+        anomaly = np.sum(list(kinds.values()), axis=0)
+        np.testing.assert_allclose(one.score(x), np.log(anomaly / (1 - anomaly)), rtol=1e-5)
+        assert one.score(x)[y == 1].min() > one.score(x)[y == 0].max()
+
+    def test_it_says_of_which_kind_an_anomaly_is(self) -> None:
+        one, x, _ = self.told()
+        kinds = one.typology_probabilities(x)
+        assert kinds["high"][0] > 10 * kinds["fast"][0]
+        assert kinds["fast"][10] > 10 * kinds["high"][10]
+
+    def test_a_saved_model_knows_its_typologies(self, tmp_path: Path) -> None:
+        one, x, _ = self.told(unnamed=30)
+        detectors.save(one, tmp_path / "a")
+        again = detectors.load(tmp_path / "a")
+        assert isinstance(again, BoostingDetector)
+        for name, probability in one.typology_probabilities(x).items():
+            assert np.array_equal(again.typology_probabilities(x)[name], probability)
+        assert np.array_equal(again.score(x), one.score(x))
+        detectors.save(self.told(unnamed=30)[0], tmp_path / "b")
+        assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+    def test_rare_and_unnamed_typologies_are_one_class(self) -> None:
+        y = np.array([1] * 12 + [0] * 3, np.int8)
+        target, names = classes_of(y, ["b"] * 5 + ["a"] * 4 + [None] * 3 + ["b"] * 3)
+        assert names == ["b", "other"]
+        assert target.tolist() == [1] * 5 + [2] * 7 + [0] * 3
+        assert classes_of(y, None)[1] == ["other"]
+
+    def test_two_classes_tell_no_typologies(self) -> None:
+        assert fitted("xgboost").typology_probabilities(world()[0]) == {}  # type: ignore[attr-defined]
+
+    def test_other_classes_are_refused(self) -> None:
+        x, y, _ = world()
+        with pytest.raises(ReperformError, match=r"expected: binary or typologies[\s\S]*got: 'kinds'"):
+            detectors.build("xgboost", {"classes": "kinds"}, features=FEATURES).fit(x, y)
+
+    def test_labels_of_one_kind_give_every_row_the_same_score(self) -> None:
+        x, _, _ = world()
+        one = detectors.build("xgboost", {"classes": "typologies"}, features=FEATURES)
+        assert np.ptp(one.fit(x, np.zeros(len(x), np.int8)).score(x)) == 0
 
 
 def test_importing_detectors_does_not_import_the_heavy_libraries() -> None:

@@ -123,6 +123,15 @@ def test_rarity_is_the_share_of_rows_above() -> None:
     assert scale(np.array([2000.0]))[0] > scale(np.array([1000.0]))[0]
 
 
+def test_a_score_far_beyond_all_others_does_not_outweigh_every_member() -> None:
+    scale = ensemble.rarity_scale(np.random.default_rng(0).lognormal(size=5000))
+    highest = float(scale.scores[scale.values <= np.log10(5001)][-1])
+    inside, tenfold, thousandfold = scale(np.array([highest, 10 * highest, 1000 * highest]))
+    assert inside == pytest.approx(np.log10(5001))
+    assert inside < tenfold < inside + 1.1
+    assert tenfold < thousandfold < inside + 3.1
+
+
 def test_probabilities_sum_to_the_known_anomalies() -> None:
     # Mature by the 24th after 5 days: the 17th and 18th.
     for method in ("sigmoid", "isotonic"):

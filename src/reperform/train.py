@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from reperform import detectors, params, paths, schemas, split, tables
 from reperform.detectors import inputs
 from reperform.detectors.base import Detector, FloatArray, GroupArray
 from reperform.params import SplitParams, TrainParams
+
+TYPOLOGY_SHARE = 0.01  # of a split's rows; alerts are far fewer
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,18 @@ def fitted(
         nothing = {"rows": 0, "known_anomalies": 0, "notes": ["nothing to learn from: not fitted"]}
         return Fitted(None, document | nothing)
     chosen = within[use]
-    detector.fit(rows.x[chosen], y[use], groups=rows.groups[chosen])
+    kinds = typologies(rows.keys[chosen], labels, known_by=fit.known_by)
+    detector.fit(rows.x[chosen], y[use], groups=rows.groups[chosen], typologies=kinds)
     return Fitted(detector, document | detector.facts())
+
+
+def typologies(rows: pl.DataFrame, labels: pl.DataFrame, *, known_by: datetime) -> list[str | None]:
+    """What case handling had said by then of the kind of each row; None where it said nothing."""
+    known = labels.filter(pl.col("is_anomaly") & (pl.col("confirmed_at") < pl.lit(known_by, schemas.UTC_US)))
+    told = rows.select("transaction_id").join(
+        known.select("transaction_id", "typology"), on="transaction_id", how="left", maintain_order="left"
+    )
+    return told["typology"].to_list()
 
 
 def _left_out(detector: Detector, y: NDArray[np.int8], use: NDArray[np.bool_], maturity_days: int) -> dict[str, int]:
@@ -144,6 +156,33 @@ def score_table(name: str, rows: Rows, fits: Sequence[tuple[split.Fit, Fitted]],
     return pl.concat(parts)
 
 
+def typology_table(detector: Detector, rows: Rows, scores: pl.DataFrame) -> pl.DataFrame | None:
+    """Of which kind the highest-scored rows of each split would be, where a detector tells kinds apart.
+
+    Args:
+        detector: the final fit.
+        rows: all rows.
+        scores: its scores of the test and later rows, as `schemas.SCORES`.
+
+    Returns:
+        transaction_id, split, typology, probability: the `TYPOLOGY_SHARE` of rows with the highest scores, in time
+        order, one line for each typology; None for a detector that knows only anomalies as such.
+    """
+    if not isinstance(detector, detectors.TellsTypologies) or not scores.height:
+        return None
+    rank = pl.col("score").rank("ordinal", descending=True).over("split")
+    highest = scores.filter(rank <= (pl.len().over("split") * TYPOLOGY_SHARE).ceil())
+    wanted = rows.keys["transaction_id"].is_in(highest["transaction_id"].implode()).to_numpy()
+    found = detector.typology_probabilities(rows.x[wanted])
+    if not found:
+        return None
+    keys = rows.keys.filter(pl.Series(wanted)).select("transaction_id")
+    keys = keys.join(highest.select("transaction_id", "split"), on="transaction_id", maintain_order="left")
+    return pl.concat(
+        [keys.with_columns(typology=pl.lit(name), probability=pl.Series(p)) for name, p in found.items()]
+    ).sort("transaction_id", "typology")
+
+
 def read_rows(detector: str, parameters: Mapping[str, Any], exclude: Sequence[str]) -> Rows:
     """What a detector reads of every transaction, from `data/featurize`."""
     dictionary = tables.read_json("featurize", "dictionary")
@@ -172,6 +211,10 @@ def run(settings: TrainParams, detector: str) -> dict[str, Any]:
     for name, (_, one) in zip(("first_model", "model"), fits, strict=True):
         _save(one.detector, folder / name)
     tables.write_table(scores, f"train/{detector}", "scores")
+    later = scores.filter(pl.col("split").is_in(["test", "later"]))
+    kinds = None if fits[1][1].detector is None else typology_table(fits[1][1].detector, rows, later)
+    if kinds is not None:
+        tables.write_table(kinds, f"train/{detector}", "typologies")
     document = {
         "detector": detector,
         "features": rows.features,

@@ -11,7 +11,7 @@ from typing import Any
 
 from reperform import tables
 from reperform.detectors.autoencoder import LstmAutoencoderDetector
-from reperform.detectors.base import Detector, check_parameters
+from reperform.detectors.base import Detector, TellsTypologies, check_parameters
 from reperform.detectors.boosting import BoostingDetector
 from reperform.detectors.isolation_forest import IsolationForestDetector
 from reperform.detectors.one_class_svm import OneClassSvmDetector
@@ -107,4 +107,4 @@ def name_of(detector: Detector) -> str:
     return next(name for name, kind in DETECTORS.items() if type(detector) is kind)
 
 
-__all__ = ["DETECTORS", "Detector", "build", "kind_of", "load", "name_of", "save"]
+__all__ = ["DETECTORS", "Detector", "TellsTypologies", "build", "kind_of", "load", "name_of", "save"]

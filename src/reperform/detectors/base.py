@@ -4,7 +4,7 @@ import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ class Detector(BaseEstimator):
         *,
         groups: GroupArray | None = None,
         weight: FloatArray | None = None,
+        typologies: Sequence[str | None] | None = None,
     ) -> Self:
         """Learn what is normal, or what tells anomalies from the rest.
 
@@ -63,6 +64,7 @@ class Detector(BaseEstimator):
             y: shape (n,), 1 = known anomaly, 0 = normal or not known; None = no labels at all.
             groups: shape (n,), the account of each row; None = every row stands alone.
             weight: shape (n,), how many rows each row stands for; None = one.
+            typologies: shape (n,), the kind of each known anomaly, None where nobody said; most detectors pass it over.
 
         Raises:
             ReperformError: for an empty or malformed matrix.
@@ -72,7 +74,9 @@ class Detector(BaseEstimator):
         labels = np.zeros(len(checked), np.int8) if y is None else np.asarray(y, np.int8)
         self.rows_ = {"rows": len(checked), "known_anomalies": int(labels.sum())}
         self.notes_: list[str] = []
+        self._typologies = typologies
         self._fit(checked, labels, groups, weight)
+        del self._typologies
         return self
 
     def score(self, x: FloatMatrix, *, groups: GroupArray | None = None) -> FloatArray:
@@ -146,6 +150,14 @@ class Detector(BaseEstimator):
         """Restore what `write` wrote; nothing in the file is executed."""
         with np.load(folder / ARRAYS_FILE, allow_pickle=False) as arrays:
             self._restore({name: arrays[name] for name in arrays.files})
+
+
+@runtime_checkable
+class TellsTypologies(Protocol):
+    """A detector that says of which kind an anomaly would be."""
+
+    def typology_probabilities(self, x: FloatMatrix) -> dict[str, FloatArray]:
+        """By typology, the probability that a row is an anomaly of this kind: shape (n,)."""
 
 
 def packed(arrays: Arrays) -> bytes:
