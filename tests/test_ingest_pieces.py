@@ -65,12 +65,37 @@ def test_the_size_of_pieces_changes_nothing(lines: list[str], block: int, end: s
 
 @settings(max_examples=150, deadline=None)
 @given(lines=LINES)
-def test_the_quick_way_gives_what_the_careful_way_gives(lines: list[str]) -> None:
+def test_the_quick_ways_give_what_the_careful_way_gives(lines: list[str]) -> None:
     content = "\n".join(["x,y", *lines, ""]).encode()
     quick = records(content, Format(), len(content))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(delimited, "_regular_records", lambda *_: None)
+        between = records(content, Format(), len(content))
+        patch.setattr(delimited, "_divided", lambda *_: None)
+        assert quick == between == records(content, Format(), len(content))
+
+
+@settings(max_examples=50, deadline=None)
+@given(lines=LINES, few=st.integers(1, 4))
+def test_a_few_odd_records_leave_the_others_to_the_quick_way(lines: list[str], few: int) -> None:
+    many = [one for n in range(30) for one in ("1,2", '"1", 2', "\"a\nb\",''", *lines[n : n + 1][:few])]
+    content = "\n".join(["x,y", *many, ""]).encode()
+    quick = records(content, Format(), len(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delimited, "_regular_records", lambda *_: None)
+        patch.setattr(delimited, "_divided", lambda *_: None)
         assert quick == records(content, Format(), len(content))
+
+
+def test_only_odd_records_leave_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"{n},{n}" for n in range(1, 101)]
+    lines[41], lines[77] = "42", "78,78,78"
+    monkeypatch.setattr(delimited, "_joined", None)  # the careful way would fail
+    text, fields, refused = records("\n".join(["x,y", *lines, ""]).encode(), Format(), 10_000)
+    assert (text, len(fields)) == ("", 98)
+    assert fields[41] == (43, "43", "43", "43,43")
+    expected = [(42, "42", "wrong_number_of_fields", "1 instead of 2")]
+    assert refused == [*expected, (78, "78,78,78", "wrong_number_of_fields", "3 instead of 2")]
 
 
 def test_a_short_record_and_a_long_one_do_not_make_up_for_each_other() -> None:

@@ -29,6 +29,7 @@ BYTE_ORDER_MARK = "\ufeff".encode()
 _LINE_END, _RETURN = 10, 13
 _NUL = "\0"
 _SEEN_NUL = "\u2400"  # the picture of a NUL, which no database takes as text
+_FEW = 10  # one record in so many may have another number of fields; with more, all are looked at one by one
 _WHITE = (b" ", b"\t", b"\x0b", b"\x0c", b"\r")
 Positions = npt.NDArray[np.int64]
 Keep = Callable[[list[str]], list[str]]
@@ -189,7 +190,7 @@ class _Reader:
         n_lines = text.count(b"\n")
         n_records = _regular_records(text, n_lines, self.form, len(self.header))
         piece = self._regular(text, n_records) if n_records is not None else None
-        yield piece or self._irregular(text)
+        yield piece or self._mostly_regular(text, n_lines) or self._irregular(text)
         self.lines += n_lines
 
     def _regular(self, text: bytes, n_records: int) -> Piece | None:
@@ -210,6 +211,39 @@ class _Reader:
             return pl.Series(ROW, cut, pl.String)
 
         return Piece(self.where, fields.insert_column(0, number), no_refusals(), texts)
+
+    def _mostly_regular(self, text: bytes, n_lines: int) -> Piece | None:
+        """The records of a text in which a few have too many or too few fields: only these are looked at one by one.
+
+        None where that cannot be told, where there are many of them, or where Polars finds more.
+        """
+        divided = _divided(text, n_lines, self.form, len(self.header or []))
+        if divided is None:
+            return None
+        ends, fits = divided
+        starts, wrong = np.append(0, ends[:-1] + 1), np.flatnonzero(~fits)
+        if wrong.size > fits.size // _FEW:
+            return None
+
+        def cut(places: Positions) -> list[str]:
+            both = zip(starts[places].tolist(), ends[places].tolist(), strict=True)
+            return [text[a:b].decode().removesuffix("\r") for a, b in both]
+
+        before = self.records + 1
+        body = pl.DataFrame({RECORD: before + wrong, ROW: pl.Series(cut(wrong), dtype=pl.String)})
+        shaped = _with_shape(body.filter(pl.col(ROW) != ""), self.form)
+        between = zip([0, *(ends[wrong] + 1).tolist()], [*starts[wrong].tolist(), len(text)], strict=True)
+        try:
+            fields = self._split(b"".join([text[a:b] for a, b in between]), fits.size - wrong.size)
+        except UnreadableFileError:
+            return None
+        self.records += fits.size
+        return Piece(
+            self.where,
+            fields.insert_column(0, pl.Series(RECORD, before + np.flatnonzero(fits), dtype=pl.Int64)),
+            _refused(shaped, len(self.header or [])),
+            lambda records: pl.Series(ROW, cut(records.to_numpy() - before), pl.String),
+        )
 
     def _irregular(self, text: bytes) -> Piece:
         lines = _lines(text)
@@ -324,14 +358,9 @@ def _regular_records(text: bytes, n_lines: int, form: Format, n_columns: int) ->
     file of one column, blank lines, NUL bytes, stray carriage returns and very long lines are left to the careful way.
     """
     mark, quote = form.delimiter.encode(), form.quote.encode()
-    if n_columns == 1 or len(mark) != 1 or mark == b"\n" or b"\0" in text:
+    if not _is_plain(text, n_lines, form, n_columns):
         return None
-    quoted = bool(quote) and quote in text
-    if b"\r" in text and (quoted or mark == b"\r" or text.count(b"\r") != text.count(b"\r\n")):
-        return None
-    if _has_long_line(text, form.max_record_bytes) or (quoted and n_lines == 0):
-        return None
-    if not quoted:
+    if not quote or quote not in text:
         return n_lines if text.count(mark) == n_lines * (n_columns - 1) else None
     content = np.frombuffer(text, dtype=np.uint8)
     outside = _outside_quotes(content, quote, mark)
@@ -341,6 +370,36 @@ def _regular_records(text: bytes, n_lines: int, form: Format, n_columns: int) ->
     n_marks = int(np.count_nonzero((content == mark[0]) & outside))
     long = n_records < n_lines and np.diff(_record_ends(text, form), prepend=-1).max() > form.max_record_bytes
     return n_records if n_marks == n_records * (n_columns - 1) and not long else None
+
+
+def _is_plain(text: bytes, n_lines: int, form: Format, n_columns: int) -> bool:
+    """Whether nothing in a text but its quotes and the number of its fields can be odd."""
+    mark, quote = form.delimiter.encode(), form.quote.encode()
+    if n_columns == 1 or len(mark) != 1 or mark == b"\n" or b"\0" in text:
+        return False
+    quoted = bool(quote) and quote in text
+    if b"\r" in text and (quoted or mark == b"\r" or text.count(b"\r") != text.count(b"\r\n")):
+        return False
+    return not _has_long_line(text, form.max_record_bytes) and not (quoted and n_lines == 0)
+
+
+def _divided(text: bytes, n_lines: int, form: Format, n_columns: int) -> tuple[Positions, npt.NDArray[np.bool_]] | None:
+    """Where each record of a text ends, and whether it has its fields; None where that takes the careful way."""
+    mark, quote = form.delimiter.encode(), form.quote.encode()
+    if not _is_plain(text, n_lines, form, n_columns) or not n_lines:
+        return None
+    content = np.frombuffer(text, dtype=np.uint8)
+    is_end, is_mark = content == _LINE_END, content == mark[0]
+    if quote and quote in text:
+        outside = _outside_quotes(content, quote, mark)
+        if outside is None:
+            return None
+        is_end, is_mark = is_end & outside, is_mark & outside
+    ends = np.flatnonzero(is_end)
+    if not ends.size or ends[-1] != content.size - 1 or np.diff(ends, prepend=-1).max() > form.max_record_bytes:
+        return None
+    marks_so_far = np.searchsorted(np.flatnonzero(is_mark), ends)
+    return ends, np.diff(marks_so_far, prepend=0) == n_columns - 1
 
 
 def _has_long_line(text: bytes, most: int) -> bool:
