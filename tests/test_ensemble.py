@@ -97,7 +97,7 @@ def test_the_margin_is_the_sum_of_its_members_contributions() -> None:
     model, scores, _ = model_of()
     given_scores = {name: scores[name].to_numpy() for name in MEMBERS}
     parts = ensemble.contributions(model, given_scores)
-    margin = ensemble.margins(model, given_scores)
+    margin = ensemble.margins(model, given_scores)  # without a day between training and test, both fits share a scale
     np.testing.assert_allclose(sum(parts.values()) + model["intercept"], margin)
     assert np.array_equal(ensemble.score_table(model, scores, 0.0)["score"].to_numpy(), margin)
 
@@ -121,6 +121,33 @@ def test_rarity_is_the_share_of_rows_above() -> None:
     scale = ensemble.rarity_scale(np.arange(1, 1001, dtype=float))
     np.testing.assert_allclose(scale(np.array([1000.0, 991.0])), -np.log10([1 / 1001, 10 / 1001]))
     assert scale(np.array([2000.0]))[0] > scale(np.array([1000.0]))[0]
+
+
+def test_a_member_whose_scores_shift_between_its_fits_keeps_its_say() -> None:
+    """The final fit of the second member gives ten times the scores, and its order is what it was."""
+    values, y = validation()
+    scores, known = frame_of(values, y)
+    between = scores.filter(pl.col("split") == "test").with_columns(
+        pl.format("d{}", pl.int_range(pl.len())).alias("transaction_id"),
+        split=pl.lit("delay"),
+        booked_at=pl.lit(CALENDAR.train_end).cast(schemas.UTC_US),
+    )
+    scores = pl.concat([scores.filter(pl.col("split") == "validation"), between, scores.filter(split="test")])
+    is_final = pl.col("split") != "validation"
+    shifted = scores.with_columns(
+        isolation_forest=pl.when(is_final).then(10 * pl.col("isolation_forest") + 5).otherwise("isolation_forest")
+    )
+    told = {}
+    for name, frame in (("same", scores), ("shifted", shifted)):
+        model = ensemble.fit(frame, known, MEMBERS, CALENDAR, "auto")
+        table = ensemble.score_table(model, frame, 0.0)
+        told[name] = table["score"].to_numpy()
+        one, two = (table.filter(split=part)["score"].to_numpy() for part in ("validation", "test"))
+        if name == "shifted":
+            np.testing.assert_allclose(two, one, atol=0.05)
+            given_scores = {m: frame.filter(split="test")[m].to_numpy() for m in MEMBERS}
+            np.testing.assert_allclose(ensemble.margins(model, given_scores), two)
+    np.testing.assert_allclose(told["shifted"], told["same"], atol=0.05)
 
 
 def test_a_score_far_beyond_all_others_does_not_outweigh_every_member() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ RIDGE = 1e-3
 TAIL_KNOTS = 256
 BEYOND_KNOTS = 11  # the last one is a thousand times as far from the median as the highest validation score
 ANY_RULE = 1.0
+FIRST, FINAL = "first", "final"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Scale:
         low, high = self._slopes()
         below, above = np.minimum(scores - self.scores[0], 0), np.maximum(scores - self.scores[-1], 0)
         return np.asarray(inner + low * below + high * above)
+
+    def told(self) -> dict[str, list[float]]:
+        """The knots, for JSON."""
+        return {"scores": self.scores.tolist(), "values": self.values.tolist()}
 
     def _slopes(self) -> tuple[float, float]:
         if len(self.scores) == 1:
@@ -214,23 +220,25 @@ def threshold_at(scores: Floats, share: float) -> float:
     return float(higher[-1]) if higher.size else float(candidate)
 
 
-def contributions(model: Mapping[str, Any], scores: Mapping[str, Floats]) -> dict[str, Floats]:
+def contributions(model: Mapping[str, Any], scores: Mapping[str, Floats], fit: str = FINAL) -> dict[str, Floats]:
     """What each member adds to the margin; with the intercept they sum to it.
 
     Args:
         model: as in `data/ensemble/model.json`.
         scores: each member's scores, shape (n,).
+        fit: the members' fit that gave the scores: `final` from the end of training on, `first` before.
     """
-    return {
-        one["detector"]: one["weight"]
-        * Scale(np.array(one["scale"]["scores"]), np.array(one["scale"]["values"]))(scores[one["detector"]])
-        for one in model["members"]
-    }
+    return {one["detector"]: one["weight"] * _scale_in(one, fit)(scores[one["detector"]]) for one in model["members"]}
 
 
-def margins(model: Mapping[str, Any], scores: Mapping[str, Floats]) -> Floats:
-    """The ensemble's score, additive over members: shape (n,)."""
-    return np.asarray(sum(contributions(model, scores).values()) + model["intercept"])
+def _scale_in(member: Mapping[str, Any], fit: str) -> Scale:
+    said = member["scale"] if fit == FINAL else member.get("first_scale", member["scale"])
+    return Scale(np.array(said["scores"]), np.array(said["values"]))
+
+
+def margins(model: Mapping[str, Any], scores: Mapping[str, Floats], fit: str = FINAL) -> Floats:
+    """The ensemble's score, additive over members: shape (n,). Arguments as for `contributions`."""
+    return np.asarray(sum(contributions(model, scores, fit).values()) + model["intercept"])
 
 
 def fit(
@@ -248,6 +256,7 @@ def fit(
     reference = scores.filter(pl.col("split") == "validation")
     reference = reference if reference.height else scores
     scales = {name: _scale_of(name, reference[name].to_numpy()) for name in members}
+    final = {name: _final_scale(name, scores, scales[name], calendar) for name in members}
     rows, y = _known(reference, labels, calendar, calendar.label_delay_days)
     values = np.stack([scales[name](rows[name].to_numpy()) for name in members], axis=1)
     chosen = weighed(values, y, members)
@@ -255,11 +264,13 @@ def fit(
         "method": chosen["method"],
         "why": chosen["why"],
         "intercept": chosen["intercept"],
+        "final_from": f"{calendar.train_end:%Y-%m-%d}",
         "members": [
             {
                 "detector": name,
                 "weight": float(weight),
-                "scale": {"scores": scales[name].scores.tolist(), "values": scales[name].values.tolist()},
+                "first_scale": scales[name].told(),
+                "scale": final[name].told(),
             }
             for name, weight in zip(members, chosen["weights"], strict=True)
         ],
@@ -276,6 +287,17 @@ def fit(
 
 def _scale_of(name: str, scores: Floats) -> Scale:
     return linear_scale(scores) if detectors.kind_of(name).needs_labels else rarity_scale(scores)
+
+
+def _final_scale(name: str, scores: pl.DataFrame, first: Scale, calendar: SplitParams) -> Scale:
+    """The scale of the final fit: for scores without a unit, their rarity among the days between training and test.
+
+    The same detector fitted on more rows gives other scores: on the first fit's scale a thousandth of the rows may
+    become a hundredth. No label is needed, and all of these rows are there before the test.
+    """
+    between = (pl.col("booked_at") >= calendar.train_end) & (pl.col("booked_at") < calendar.test_start)
+    rows = scores.filter(between)[name].to_numpy()
+    return first if detectors.kind_of(name).needs_labels or not rows.size else rarity_scale(rows)
 
 
 def _calibration(
@@ -300,7 +322,10 @@ def _known(
 
 
 def _margins_of(model: Mapping[str, Any], rows: pl.DataFrame) -> Floats:
-    return margins(model, {one["detector"]: rows[one["detector"]].to_numpy() for one in model["members"]})
+    """Margins of rows that either fit scored, by the day on which they were booked."""
+    given = {one["detector"]: rows[one["detector"]].to_numpy() for one in model["members"]}
+    from_final = rows["booked_at"] >= datetime.fromisoformat(model["final_from"]).replace(tzinfo=UTC)
+    return np.where(from_final.to_numpy(), margins(model, given, FINAL), margins(model, given, FIRST))
 
 
 def probabilities(model: Mapping[str, Any], margin: Floats) -> Floats | None:
@@ -313,7 +338,13 @@ def probabilities(model: Mapping[str, Any], margin: Floats) -> Floats | None:
 
 
 def score_table(model: Mapping[str, Any], scores: pl.DataFrame, threshold: float) -> pl.DataFrame:
-    """The ensemble's scores, probabilities and alerts: as `schemas.SCORES`, in the order given."""
+    """The ensemble's scores, probabilities and alerts: as `schemas.SCORES`, in the order given.
+
+    Args:
+        model: as in `data/ensemble/model.json`.
+        scores: transaction_id, booked_at, split and one column for each member.
+        threshold: of an alert.
+    """
     margin = _margins_of(model, scores)
     probability = probabilities(model, margin)
     return scores.select(
