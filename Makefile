@@ -50,8 +50,8 @@ experiments: $(READY) ## compare experiments: headline metrics and changed param
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(RUN) jupyter lab notebooks
 
-mlflow: $(READY) ## open MLflow's pages on runs and models
-	$(RUN) MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000
+mlflow: $(READY) ## open MLflow's pages on runs and models at http://localhost:5000
+	$(RUN) MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
 psql: $(READY) ## open the exported results in psql
 	@$(PY) -m reperform psql

@@ -88,7 +88,7 @@ def test_a_run_holds_parameters_metrics_and_hashes(tracked: Path) -> None:
     assert run.data.params["split.train_days"] == "20"
     assert run.data.params["train.detectors"] == '["xgboost"]'
     assert run.data.metrics["ensemble.average_precision.estimate"] == 0.5
-    assert run.data.tags["data.data/ensemble/model.json"] == "sha256:" + tracking._digest(
+    assert run.data.tags["data.data/ensemble/model.json"] == "sha256:" + tracking.file_digest(
         tracked / "data/ensemble/model.json", "sha256"
     )
     assert run.info.status == "FINISHED"
@@ -133,7 +133,7 @@ def test_an_interrupted_recording_is_repeated(tracked: Path, monkeypatch: pytest
 
 def test_a_hash_is_that_of_dvc_where_the_file_is_still_the_same(tracked: Path) -> None:
     path = tracked / "data/ensemble/model.json"
-    md5 = tracking._digest(path, "md5")
+    md5 = tracking.file_digest(path, "md5")
     write(tracked, "dvc.lock", f"stages: {{e: {{outs: [{{path: data/ensemble/model.json, md5: {md5}}}]}}}}")
     assert tracking.file_hash(path) == f"md5:{md5}"
     path.write_text("changed after DVC ran")

@@ -302,11 +302,17 @@ def append(path: Path, event: str, facts: Mapping[str, Any], *, now: datetime) -
 def log_lines(read: Iterable[Mapping[str, Any]]) -> list[str]:
     """The log for people, one line per run."""
     lines = [
-        f"{entry['sequence']:>4}  {entry['time']}  {entry['event']}  {entry['n_files']} files  "
-        f"root {entry['root'][:16]}…  commit {(entry['commit'] or 'none')[:10]}  hash {entry['hash'][:16]}…"
+        f"{entry['sequence']:>4}  {entry['time']}  {entry['event']}  {_told(entry)}  hash {entry['hash'][:16]}…"
         for entry in read
     ]
     return lines or ["no run has been audited here yet; next: dvc repro"]
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    """What an entry is about: a run's manifest, or the decision about a version of the model."""
+    if "root" in entry:
+        return f"{entry['n_files']} files  root {entry['root'][:16]}…  commit {(entry['commit'] or 'none')[:10]}"
+    return f"version {entry.get('version')} {entry.get('verdict')} by {entry.get('by')}"
 
 
 def _commit(root: Path) -> str | None:

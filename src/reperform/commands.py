@@ -62,6 +62,11 @@ def add_commands(sub: Any) -> None:
     one.add_argument("--rows", type=int, default=None, help="draw whole histories of about so many rows for each cut")
     one.add_argument("--seed", type=int, default=0, help="of cuts, samples and changes (default: 0)")
     one.set_defaults(call=_certify)
+    one = sub.add_parser("kpi-value", help="measure what each KPI finds alone, and what is lost without it")
+    one.add_argument("name", help="of the data, such as demo: a section of docs/kpi-value.md")
+    one.set_defaults(call=_kpi_value)
+    one = sub.add_parser("kpi-docs", help="write docs/kpis.md from the declarations of all KPIs")
+    one.set_defaults(call=_kpi_docs)
     one = sub.add_parser("defects", help="plant what feeds get wrong, and report which kinds ingest and validate catch")
     one.add_argument("--seed", type=int, default=1, help="of the small world and of the defects (default: 1)")
     one.add_argument("--keep", default=None, metavar="DIR", help="keep the spoiled files and what was made of them")
@@ -130,6 +135,18 @@ def _certify(arguments: argparse.Namespace) -> int:
     from reperform import certify  # noqa: PLC0415  # pulls in the KPIs
 
     return certify.main(arguments.cuts, arguments.seed, arguments.rows)
+
+
+def _kpi_value(arguments: argparse.Namespace) -> int:
+    from reperform import kpi_value  # noqa: PLC0415  # pulls in KPIs and detectors
+
+    return kpi_value.main(arguments.name, paths.project_root() / "docs")
+
+
+def _kpi_docs(_: argparse.Namespace) -> int:
+    from reperform import kpi_docs  # noqa: PLC0415  # pulls in the KPIs
+
+    return kpi_docs.main(paths.project_root() / "docs")
 
 
 def _defects(arguments: argparse.Namespace) -> int:

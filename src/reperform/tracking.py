@@ -8,11 +8,13 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import subprocess
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ EXPERIMENT = "reperform"
 MODEL = "reperform-ensemble"
 ENSEMBLE = "ensemble"
 MODEL_FILE = "data/ensemble/model.json"
+OUTCOMES = "data/evaluate/outcomes.parquet"
+OUTCOMES_TAG = "dvc.md5.outcomes"  # under which DVC's cache keeps what two versions are compared by
+SIGNATURE_TAG, SIGNATURE_PART = "signature", 4000  # MLflow takes no longer tags
 DATABASE = "mlflow.db"
 LOCK_FILE = "requirements.lock"
 FIRST_ALIAS, NEXT_ALIAS = "champion", "challenger"
@@ -44,6 +49,7 @@ def outputs(detectors: Sequence[str]) -> dict[str, Path]:
         "data/ensemble/scores.parquet",
         "data/ensemble/thresholds.json",
         "data/evaluate/metrics.json",
+        OUTCOMES,
     ]
     found = {name: paths.project_root() / name for name in names}
     return {name: path for name, path in found.items() if path.exists()}
@@ -108,12 +114,12 @@ def file_hash(path: Path) -> str:
     """The hash of a file, or of a folder's files and their names: `md5:…` where dvc.lock has the same, else sha256."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        listed = "\n".join(f"{p.relative_to(path).as_posix()} {_digest(p, 'sha256')}" for p in files)
+        listed = "\n".join(f"{p.relative_to(path).as_posix()} {file_digest(p, 'sha256')}" for p in files)
         return "sha256:" + hashlib.sha256(listed.encode()).hexdigest()
     known = _dvc_hashes().get(_relative(path))
-    if known and known == _digest(path, "md5"):
+    if known and known == file_digest(path, "md5"):
         return f"md5:{known}"
-    return "sha256:" + _digest(path, "sha256")
+    return "sha256:" + file_digest(path, "sha256")
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,7 +144,13 @@ def _recorded(
     earlier = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'")
     if earlier:
         return str(earlier[0].info.run_id)
-    tags = {KEY_TAG: key, **_environment(), **{f"data.{name}": value for name, value in hashes.items()}}
+    tags = {
+        KEY_TAG: key,
+        **_environment(),
+        **{f"data.{name}": value for name, value in hashes.items()},
+        **_signature(artifacts),
+        **_outcomes_tag(artifacts),
+    }
     run = client.create_run(experiment, run_name=f"run-{key[:8]}", tags=tags)
     parent = str(run.info.run_id)
     _log(client, parent, parameters, {name: value for name, value in metrics.items() if name == ENSEMBLE})
@@ -180,6 +192,131 @@ def _register(client: Any, run: str, key: str, hashes: Mapping[str, str]) -> Non
     client.set_registered_model_alias(MODEL, NEXT_ALIAS if has_champion else FIRST_ALIAS, version.version)
 
 
+def signature(artifacts: Mapping[str, Path]) -> dict[str, Any]:
+    """What the model takes and gives: names and types of its input columns, over all detectors, and of its outputs.
+
+    The same content as MLflow's `ModelSignature`, without its repetition of the type for each of some hundred columns.
+    """
+    names: dict[str, None] = {}
+    for name, path in sorted(artifacts.items()):
+        if name.endswith("/fit.json"):
+            names |= dict.fromkeys(json.loads(path.read_text(encoding="utf-8")).get("features", []))
+    outputs = {"score": "double", "probability": "double", "is_alert": "boolean"}
+    return {"inputs": {"type": "float", "optional": True, "names": list(names)}, "outputs": outputs}
+
+
+def _signature(artifacts: Mapping[str, Path]) -> dict[str, str]:
+    text = json.dumps(signature(artifacts), separators=(",", ":"))
+    parts = [text[start : start + SIGNATURE_PART] for start in range(0, len(text), SIGNATURE_PART)]
+    numbered = {f"{SIGNATURE_TAG}.{number}": part for number, part in enumerate(parts)}
+    return {**numbered, f"{SIGNATURE_TAG}.sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _outcomes_tag(artifacts: Mapping[str, Path]) -> dict[str, str]:
+    return {OUTCOMES_TAG: file_digest(artifacts[OUTCOMES], "md5")} if OUTCOMES in artifacts else {}
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version of the model.
+
+    Args:
+        number: its number in the registry.
+        aliases: such as `champion`.
+        tags: of its run: data hashes, environment, signature.
+        version_tags: of the version itself: decisions about it.
+        run_id: its run.
+    """
+
+    number: int
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    version_tags: dict[str, str]
+    run_id: str
+
+
+def version(name: str) -> Version:
+    """The version of that number (`3` or `v3`) or alias.
+
+    Raises:
+        ReperformError: when there is none, naming those that exist.
+    """
+    with _registry() as client:
+        known = _versions(client)
+        number = name.removeprefix("v")
+        for one in known:
+            if name in one.aliases or (number.isdigit() and int(number) == one.number):
+                return one
+    listed = ", ".join(" ".join([str(one.number), *one.aliases]) for one in known)
+    raise ReperformError(
+        f"There is no version {name!r} of the model.",
+        expected=f"one of {listed}" if known else "a registered version",
+        got=name,
+        where=_uri(),
+        fix="run `make repro` once to register a version" if not known else "choose one of them",
+    )
+
+
+def make_champion(chosen: Version, tags: Mapping[str, str]) -> None:
+    """Move `champion` to a version, take `challenger` from it, and write why into its tags."""
+    with _registry() as client:
+        client.set_registered_model_alias(MODEL, FIRST_ALIAS, str(chosen.number))
+        if NEXT_ALIAS in chosen.aliases:
+            client.delete_registered_model_alias(MODEL, NEXT_ALIAS)
+        _tag(client, chosen, tags)
+
+
+def tag_version(chosen: Version, tags: Mapping[str, str]) -> None:
+    """Write a decision into the tags of a version, without moving anything."""
+    with _registry() as client:
+        _tag(client, chosen, tags)
+
+
+def _tag(client: Any, chosen: Version, tags: Mapping[str, str]) -> None:
+    for name, value in tags.items():
+        client.set_model_version_tag(MODEL, str(chosen.number), name, value)
+
+
+def _versions(client: Any) -> list[Version]:
+    if not client.search_registered_models(f"name = '{MODEL}'"):
+        return []
+    aliases: dict[int, list[str]] = {}
+    for alias, number in client.get_registered_model(MODEL).aliases.items():
+        aliases.setdefault(int(number), []).append(str(alias))
+    found = [
+        Version(
+            number=int(one.version),
+            aliases=tuple(sorted(aliases.get(int(one.version), []))),
+            tags=dict(client.get_run(one.run_id).data.tags),
+            version_tags=dict(one.tags),
+            run_id=str(one.run_id),
+        )
+        for one in client.search_model_versions(f"name = '{MODEL}'")
+    ]
+    return sorted(found, key=lambda one: one.number)
+
+
+@contextmanager
+def _registry() -> Iterator[Any]:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415  # costs a second
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    try:
+        with _silent():
+            yield MlflowClient(tracking_uri=_uri(), registry_uri=_uri())
+    except (MlflowException, SQLAlchemyError) as error:
+        raise ReperformError(
+            "The registry of models cannot be used.",
+            expected="MLflow's database, which stage evaluate writes",
+            got=str(error).splitlines()[0],
+            where=_uri(),
+            fix="run `make repro` once",
+        ) from error
+
+
 def _parameters_of(detector: str, artifacts: Mapping[str, Path]) -> Mapping[str, Any]:
     """Parameters that a detector was fitted with, from its fit.json."""
     path = artifacts.get(f"data/train/{detector}/fit.json")
@@ -191,12 +328,15 @@ def _parameters_of(detector: str, artifacts: Mapping[str, Path]) -> Mapping[str,
 
 def _environment() -> dict[str, str]:
     root = paths.project_root()
-    tags = {}
+    tags = {
+        "environment.python": platform.python_version(),
+        "environment.platform": f"{platform.system()} {platform.machine()}",
+    }
     lock = root / LOCK_FILE
     if lock.is_file():
-        tags["environment.lock"] = "sha256:" + _digest(lock, "sha256")
+        tags["environment.lock"] = "sha256:" + file_digest(lock, "sha256")
     if (root / "dvc.lock").is_file():
-        tags["dvc.lock"] = "sha256:" + _digest(root / "dvc.lock", "sha256")
+        tags["dvc.lock"] = "sha256:" + file_digest(root / "dvc.lock", "sha256")
     commit = _commit(root)
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
@@ -229,7 +369,8 @@ def _relative(path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def _digest(path: Path, algorithm: str) -> str:
+def file_digest(path: Path, algorithm: str) -> str:
+    """The hash of a file's bytes, as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
