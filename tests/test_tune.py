@@ -1,6 +1,11 @@
 """A search is honest about time, reproducible, and tells of every trial."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from hypothesis import strategies as st
 
 from reperform import params, train, tune
 from reperform.errors import ReperformError
+from reperform.export import server
 from tests.test_split import CALENDAR, day
 from tests.test_train import TUNING, world
 from tests.test_train import prepared as prepared  # noqa: PLC0414  # a fixture
@@ -153,6 +159,84 @@ def test_a_killed_search_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path:
     assert done == 7
     again.forget()
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from reperform import tune
+
+memo, plain, ranges, calls = tune.Memo(Path(sys.argv[1])), *map(json.loads, sys.argv[2:4]), []
+
+def objective(parameters, fold):
+    if len(calls) == 9:
+        os.kill(os.getpid(), signal.SIGKILL)  # as when memory is out: nothing is tidied up
+    calls.append(fold)
+    return float(1 - abs(parameters["learning_rate"] - 0.1) - 0.01 * fold)
+
+tune.search(memo(objective), plain, ranges, folds=2, trials=12, seed=3)
+"""
+
+
+def test_a_search_whose_process_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    memo = tmp_path / "memo.jsonl"
+    command = [sys.executable, "-c", KILLED, str(memo), json.dumps(PLAIN), json.dumps(RANGES)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(memo.read_text().splitlines()) == 9
+    calls: list[int] = []
+
+    def counted(parameters: Any, fold: int) -> float:
+        calls.append(fold)
+        return peak(parameters, fold)
+
+    expected = searched()
+    assert searched(tune.Memo(memo)(counted)) == expected
+    assert len(calls) == sum(len(trial["values"]) for trial in expected) - 9
+
+
+def shared_search(study: tune.Study, objective: Any = peak, trials: int = 6) -> list[dict[str, Any]]:
+    return tune.search(objective, PLAIN, RANGES, folds=2, trials=trials, seed=3, shared=study)
+
+
+def test_a_study_in_a_database_is_shared_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    study = tune.Study(f"sqlite:///{tmp_path / 'study.db'}", "xgboost-1")
+    calls: list[int] = []
+
+    def killed(parameters: Any, fold: int) -> float:
+        calls.append(fold)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return peak(parameters, fold)
+
+    with pytest.raises(KeyboardInterrupt):
+        shared_search(study, killed)
+    first = shared_search(study, trials=2)  # what was finished is there, for this machine and for others
+    assert first[0]["parameters"] == PLAIN
+    every = shared_search(study)
+    assert every[:2] == first
+    assert [trial["number"] for trial in every] == list(range(6))
+    assert all(trial["state"] in {"complete", "pruned"} for trial in every)
+    assert shared_search(tune.Study(study.url, "xgboost-2"), trials=1)[0]["parameters"] == PLAIN
+
+
+def test_a_study_can_live_in_postgresql() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="rp-"))
+    try:
+        with server.embedded(folder) as address:
+            where = address.parameters
+            url = f"postgresql+psycopg://{where['user']}@/{where['dbname']}?host={where['host']}&port={where['port']}"
+            done = shared_search(tune.Study(url, "xgboost"), trials=3)
+            again = shared_search(tune.Study(url, "xgboost"), trials=4)
+    finally:
+        shutil.rmtree(folder)
+    assert (len(done), len(again)) == (3, 4)
+    assert again[:3] == done
+
+
+def test_an_unreachable_study_is_explained_without_its_password() -> None:
+    with pytest.raises(ReperformError, match=r"study cannot be reached[\s\S]*REPERFORM_STUDY_URL") as caught:
+        shared_search(tune.Study("postgresql+psycopg://ann:secret@127.0.0.1:1/x", "xgboost"))
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +20,8 @@ from reperform.params import SplitParams, TrainParams, TuneParams
 
 STARTUP_TRIALS = 4
 FAILURES = (ReperformError, ValueError, ArithmeticError, RuntimeError)  # a trial ends with one; a search goes on
+RECORD = "record"  # attribute of a trial that holds what is told of it
+STUDY_VARIABLE = "REPERFORM_STUDY_URL"
 RANGE_KEYS = ("low", "high", "log", "choices")
 OBJECTIVE = (
     "mean average precision over the folds, by labels known when the first fit begins; detectors that learn without "
@@ -161,6 +164,19 @@ def check_ranges(detector: str, plain: Mapping[str, Any], ranges: Mapping[str, M
 Objective = Callable[[Mapping[str, Any], int], float]
 
 
+@dataclass(frozen=True)
+class Study:
+    """Where a search is kept, so that several machines can share it.
+
+    Args:
+        url: of a database, as SQLAlchemy reads it; it may hold a password, so it is never printed or saved.
+        name: of the study; equal data, parameters and code share one.
+    """
+
+    url: str
+    name: str
+
+
 def search(
     objective: Objective,
     plain: Mapping[str, Any],
@@ -169,8 +185,13 @@ def search(
     folds: int,
     trials: int,
     seed: int,
+    shared: Study | None = None,
 ) -> list[dict[str, Any]]:
     """Every trial, also those that were pruned or failed; the first one is the plain values.
+
+    Each trial draws from the seed and the number of trials before it, so that a search that goes on after a kill tries
+    what it would have tried. Machines that share a study see each other's trials; which of them is first decides what
+    comes next.
 
     Args:
         objective: parameters and the number of a fold, to its average precision.
@@ -179,39 +200,77 @@ def search(
         folds: how many there are; a trial below the median of the earlier ones is given up after its first folds.
         trials: how many to run.
         seed: of the sampler.
+        shared: study in a database; in memory if None.
     """
     import optuna  # noqa: PLC0415  # not needed when there is nothing to search
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
+        storage=None if shared is None else _storage(shared.url),
+        study_name=None if shared is None else shared.name,
+        load_if_exists=True,
     )
-    study.enqueue_trial({name: plain[name] for name in ranges}, skip_if_exists=True)
-    told: list[dict[str, Any]] = []
 
     def attempt(trial: Any) -> float:
-        record: dict[str, Any] = {"number": trial.number, "values": [], "reason": None}
-        told.append(record)
+        record: dict[str, Any] = {"values": [], "reason": None}
         record["parameters"] = {**plain, **suggested(trial, ranges)}
         try:
             for fold in range(folds):
                 record["values"].append(objective(record["parameters"], fold))
                 trial.report(float(np.mean(record["values"])), fold)
                 if fold + 1 < folds and trial.should_prune():
+                    trial.set_user_attr(RECORD, record)
                     raise optuna.TrialPruned
         except FAILURES as error:
-            record["reason"] = f"{type(error).__name__}: {error}"
+            trial.set_user_attr(RECORD, {**record, "reason": f"{type(error).__name__}: {error}"})
             raise
+        trial.set_user_attr(RECORD, record)
         return float(np.mean(record["values"]))
 
-    study.optimize(
-        attempt, n_trials=trials, n_jobs=1, catch=(ReperformError, ValueError, ArithmeticError, RuntimeError)
-    )
-    for record, trial in zip(told, study.trials, strict=True):
-        record["state"] = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
-        record["value"] = float(np.mean(record["values"])) if record["state"] == "complete" else None
+    while (done := len(_told(study))) < trials:
+        # Machines that start a trial at the same moment must not draw the same values.
+        drawn = done if shared is None else len(study.get_trials(deepcopy=False))
+        study.sampler = optuna.samplers.TPESampler(
+            seed=seed + drawn, n_startup_trials=STARTUP_TRIALS, constant_liar=shared is not None
+        )
+        if not done:
+            study.enqueue_trial({name: plain[name] for name in ranges})
+        study.optimize(attempt, n_trials=1, n_jobs=1, catch=FAILURES)
+    return _told(study)[:trials]
+
+
+def _storage(url: str) -> Any:
+    """A database that other machines reach, too.
+
+    Raises:
+        ReperformError: when it can't be reached. The address is not repeated: it may hold a password.
+    """
+    import optuna  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    try:
+        return optuna.storages.RDBStorage(url)
+    except (SQLAlchemyError, ImportError) as error:
+        raise ReperformError(
+            "The database of the study cannot be reached.",
+            expected="an address as SQLAlchemy reads it, such as postgresql+psycopg://user:password@host/database",
+            got=type(error).__name__,
+            where=f"the environment variable {STUDY_VARIABLE}",
+            fix=f"mend it, or unset {STUDY_VARIABLE} to search on this machine alone",
+        ) from None
+
+
+def _told(study: Any) -> list[dict[str, Any]]:
+    """Records of the finished trials. One that a kill cut off is none, and is tried again."""
+    states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state.name in states and RECORD in t.user_attrs]
+    told = []
+    for number, trial in enumerate(ended):
+        record, state = trial.user_attrs[RECORD], states[trial.state.name]
+        value = float(np.mean(record["values"])) if state == "complete" else None
+        told.append({"number": number, **record, "state": state, "value": value})
     return told
 
 
@@ -316,13 +375,15 @@ def _searched(
         for window in asked
     ]
     folds = [fold for _, fold in made if fold is not None]
-    judged = [_told(window, fold) for window, fold in made if fold is not None]
+    judged = [_described(window, fold) for window, fold in made if fold is not None]
     if not folds:
         return [], "no fold has known anomalies to learn from and to judge by", judged
     key = _key([settings.seed, training.seed, plain, ranges, rows.features], folds, rows)
     memo = Memo(paths.project_root() / ".cache" / "tune" / f"{detector}-{key}.jsonl")
     objective = memo(average_precision(detector, rows, folds, seed=training.seed))
-    told = search(objective, plain, ranges, folds=len(folds), trials=trials, seed=settings.seed)
+    url = os.environ.get(STUDY_VARIABLE, "").strip()
+    shared = Study(url, f"{detector}-{key}") if url else None
+    told = search(objective, plain, ranges, folds=len(folds), trials=trials, seed=settings.seed, shared=shared)
     memo.forget()
     return told, "", judged
 
@@ -332,7 +393,7 @@ def _room(settings: TuneParams, detector: str) -> int:
     return np.iinfo(np.int64).max if detectors.kind_of(detector).reads_sequences else settings.max_rows
 
 
-def _told(window: Window, fold: Fold) -> dict[str, Any]:
+def _described(window: Window, fold: Fold) -> dict[str, Any]:
     return {
         "learns_from": f"{window.learns_from:%Y-%m-%d}",
         "learns_until": f"{window.learns_until:%Y-%m-%d}",
