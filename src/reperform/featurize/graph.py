@@ -95,40 +95,46 @@ def columns(settings: Settings) -> tuple[Column, ...]:
 
 def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """Paths and links as known at each row."""
-    return _paths(ledger, settings) | _bad_neighbours(ledger, settings.window)
+    return _paths(ledger, settings) | bad_neighbours(ledger, settings.window)
 
 
 def _paths(ledger: Ledger, settings: Settings) -> Values:
     payer, payee, keys = nodes_of(ledger)
-    named = (payer >= 0) & (payee >= 0)
     edges = Rows.ordered(np.where(is_edge(ledger, payer, payee), payee, -1), ledger.time, keys)
+    enter = np.maximum(ledger.known, ledger.time + 1)
+    named = (payer >= 0) & (payee >= 0)
+    return paths_to(edges, ledger.time, enter, ledger.cents, np.where(named, payer, -1), payee, settings)
+
+
+def paths_to(  # noqa: PLR0917  # the arrays that compiled functions take by position
+    edges: Rows,
+    time: I64,
+    enter: I64,
+    cents: I64,
+    payer: I64,
+    payee: I64,
+    settings: Settings,
+    asks: I64 | None = None,
+) -> Values:
+    """Circles, chains and gathered money that end in rows.
+
+    Args:
+        edges: rows per payee, in order of time.
+        time: microseconds.
+        enter: first moment at which others can see each row.
+        cents: amounts.
+        payer: node that pays; -1 where a side is not named.
+        payee: node that is paid.
+        settings: bounds of the search.
+        asks: rows to compute; all of them if not given.
+    """
+    walked = (edges.starts, edges.rows, time, enter, cents, payer, payee, length_us(settings.window))
     cycles, longest, chain, truncated = returning_paths(
-        edges.starts,
-        edges.rows,
-        ledger.time,
-        np.maximum(ledger.known, ledger.time + 1),
-        ledger.cents,
-        np.where(named, payer, -1),
-        payee,
-        length_us(settings.window),
-        settings.longest,
-        settings.tolerance,
-        settings.most_edges,
+        *walked, settings.longest, settings.tolerance, settings.most_edges, asks
     )
-    width, cut, _ = gathering(
-        edges.starts,
-        edges.rows,
-        ledger.time,
-        np.maximum(ledger.known, ledger.time + 1),
-        ledger.cents,
-        np.where(named, payer, -1),
-        payee,
-        length_us(settings.window),
-        settings.tolerance,
-        settings.most_edges,
-    )
+    width, cut, _ = gathering(*walked, settings.tolerance, settings.most_edges, asks)
     truncated = np.maximum(truncated, cut)
-    w = settings.window
+    w, named = settings.window, (payer if asks is None else payer[asks]) >= 0
     found = {"gather_width": width, "cycle_n": cycles, "cycle_longest": longest, "chain": chain, "truncated": truncated}
     return {f"network_{name}_{w}": np.where(named, values, np.nan) for name, values in found.items()}
 
@@ -152,7 +158,7 @@ def is_edge(ledger: Ledger, payer: I64, payee: I64) -> Mask:
     return np.asarray((payer >= 0) & (payee >= 0) & ~told)
 
 
-def _bad_neighbours(ledger: Ledger, window: str) -> Values:
+def bad_neighbours(ledger: Ledger, window: str) -> Values:
     """Parties that have a known anomaly by then, seen from the counterparty and from the account."""
     positive, leave = positive_known(ledger), ledger.time + length_us(window)
     by_party, by_account = ledger.by_counterparty, ledger.by_account

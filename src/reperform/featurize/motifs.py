@@ -260,6 +260,7 @@ def gathering(
     window_us: int,
     tolerance: float,
     most_edges: int,
+    asks: I64 | None = None,
 ) -> tuple[I64, I64, I64]:
     """Intermediates through which one source's money reaches the row's payee, when the row is the last such payment.
 
@@ -277,16 +278,19 @@ def gathering(
         window_us: age of the oldest payment.
         tolerance: share by which what an intermediate got may differ from what it passes on.
         most_edges: payments that are looked at per row.
+        asks: rows to compute; all of them if not given.
 
     Returns:
-        Per row: intermediates of the source with most of them, the row's payer included, 0 if it is alone; 1 if the
-        search was cut short; payments looked at.
+        Per row that asks: intermediates of the source with most of them, the row's payer included, 0 if it is alone; 1
+        if the search was cut short; payments looked at.
     """
-    rows, nodes = len(time), len(edge_starts) - 1
+    asking = np.arange(len(time)) if asks is None else asks
+    rows, nodes = len(asking), len(edge_starts) - 1
     width, truncated, looked = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     is_source, found = np.full(nodes, -1, np.int64), np.zeros(nodes, np.int64)
     counted, last = np.full(nodes, -1, np.int64), np.full(nodes, -1, np.int64)
-    for row in range(rows):
+    for asked in range(rows):
+        row = asking[asked]
         if payer[row] < 0 or payer[row] == payee[row]:
             continue
         now, oldest = time[row], time[row] - window_us
@@ -295,8 +299,8 @@ def gathering(
         at = _earlier(time, edge_rows, edge_starts[own], edge_starts[own + 1], now)
         while at > edge_starts[own] and time[edge_rows[at - 1]] >= oldest:
             at -= 1
-            looked[row] += 1
-            if looked[row] > most_edges:
+            looked[asked] += 1
+            if looked[asked] > most_edges:
                 cut = True
                 break
             given = edge_rows[at]
@@ -309,8 +313,8 @@ def gathering(
         at = _earlier(time, edge_rows, edge_starts[payee[row]], edge_starts[payee[row] + 1], now)
         while sources and not cut and at > edge_starts[payee[row]] and time[edge_rows[at - 1]] >= oldest:
             at -= 1
-            looked[row] += 1
-            if looked[row] > most_edges:
+            looked[asked] += 1
+            if looked[asked] > most_edges:
                 cut = True
                 break
             passed = edge_rows[at]
@@ -320,8 +324,8 @@ def gathering(
             before = _earlier(time, edge_rows, edge_starts[middle], edge_starts[middle + 1], time[passed])
             while before > edge_starts[middle] and time[edge_rows[before - 1]] >= oldest:
                 before -= 1
-                looked[row] += 1
-                if looked[row] > most_edges:
+                looked[asked] += 1
+                if looked[asked] > most_edges:
                     cut = True
                     break
                 given = edge_rows[before]
@@ -331,8 +335,8 @@ def gathering(
                 if abs(cents[given] - cents[passed]) <= tolerance * cents[passed]:
                     found[source] += 1
                     last[source], counted[middle] = middle, row
-                    width[row] = max(width[row], found[source] + 1)
-        truncated[row] = cut
+                    width[asked] = max(width[asked], found[source] + 1)
+        truncated[asked] = cut
     return width, truncated, looked
 
 

@@ -69,9 +69,7 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: 
     group = groups(ledger, settings.folds)
     account, counterparty, n = (np.full(len(ledger), np.nan) for _ in range(3))
     for day, begin, end in day_slices(ledger, settings.every_days) if ledger.labels.height else []:
-        moment = graph.at(day * DAY_US, length_us(w))
-        seeds = _seeds(graph, known, day * DAY_US, length_us(w)) & (np.diff(moment.both.starts) > 0)
-        ratios, behind = _ratios(moment, seeds, group, settings)
+        ratios, behind = at_step(graph, known, group, day, settings)
         node, other = graph.account[begin:end], graph.counterparty[begin:end]
         own = group[node]
         account[begin:end], n[begin:end] = ratios[node, own], behind[own]
@@ -81,6 +79,21 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: 
         f"counterparty_propagated_risk_{w}": counterparty,
         f"propagated_risk_n_{w}": n,
     }
+
+
+def at_step(graph: PaymentGraph, known: I64, group: I64, day: int, settings: Settings) -> tuple[F64, I64]:
+    """Ratios by node and group of the asking account, and seeds by group, as known when a step began.
+
+    Args:
+        graph: payments.
+        known: when each row is known to be an anomaly, microseconds.
+        group: of each node.
+        day: on which the step begins, since 1970, UTC.
+        settings: walks.
+    """
+    moment = graph.at(day * DAY_US, length_us(settings.window))
+    seeds = _seeds(graph, known, day * DAY_US, length_us(settings.window)) & (np.diff(moment.both.starts) > 0)
+    return _ratios(moment, seeds, group, settings)
 
 
 def groups(ledger: Ledger, folds: int) -> I64:

@@ -135,25 +135,54 @@ def _egonets(moment: Moment, settings: Settings) -> tuple[I64, I64, I64]:
 
 def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """The values of each day's beginning, for the rows of that day."""
-    graph, w = graph_of(ledger), settings.window
+    graph, ranks = graph_of(ledger), Ranks(graph_of(ledger), settings)
     bad_from = first_known(graph.account, graph.nodes, positive_known(ledger))
-    ranks = _Ranks(graph, settings)
     out = {column.name: np.full(len(ledger), np.nan) for column in columns(settings)}
     for day, begin, end in day_slices(ledger):
-        moment = graph.at(day * DAY_US, length_us(w))
+        found = at_day(ranks, day, bad_from, fitted, settings)
         node, other = graph.account[begin:end], graph.counterparty[begin:end]
-        ranks.keep(day, moment)
-        found = _at_nodes(graph, moment, fitted, settings) | {"rank_change": ranks.change(day)}
-        steps, cut, _ = hops(moment.both.starts, moment.both.others, bad_from <= day * DAY_US, settings.most_edges)
-        found["structure_truncated"] = np.maximum(found["structure_truncated"], cut)
-        for name, values in found.items():
-            out[f"network_{name}_{w}"][begin:end] = values[node]
-        truncated = out[f"network_structure_truncated_{w}"][begin:end]
-        np.maximum(truncated, np.where(other >= 0, cut[other], 0), out=truncated)
-        if ledger.labels.height:
-            out[f"network_bad_distance_{w}"][begin:end] = steps[node]
-            out[f"counterparty_bad_distance_{w}"][begin:end] = np.where(other >= 0, steps[other], np.nan)
+        for name, values in of_parties(found, node, other, settings, labelled=ledger.labels.height > 0).items():
+            out[name][begin:end] = values
     return out
+
+
+def at_day(ranks: "Ranks", day: int, bad_from: I64, fitted: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Values by node as they were known when a day began.
+
+    Args:
+        ranks: PageRanks of days, of the graph that is looked at.
+        day: since 1970, UTC.
+        bad_from: when the first anomaly of each node was known, microseconds.
+        fitted: the line of egonets.
+        settings: window and bounds.
+    """
+    graph = ranks.graph
+    moment = graph.at(day * DAY_US, length_us(settings.window))
+    ranks.keep(day, moment)
+    found = _at_nodes(graph, moment, fitted, settings) | {"rank_change": ranks.change(day)}
+    steps, cut, _ = hops(moment.both.starts, moment.both.others, bad_from <= day * DAY_US, settings.most_edges)
+    found["structure_truncated"] = np.maximum(found["structure_truncated"], cut)
+    return found | {"steps": steps, "cut": cut}
+
+
+def of_parties(found: Mapping[str, Any], node: I64, other: I64, settings: Settings, *, labelled: bool) -> Values:
+    """Values of rows, given those by node.
+
+    Args:
+        found: by node.
+        node: of each row's account.
+        other: of each row's counterparty; -1 where none is named.
+        settings: window.
+        labelled: whether there are any labels; distances are unknown without.
+    """
+    w, steps, cut = settings.window, found["steps"], found["cut"]
+    out = {f"network_{name}_{w}": found[name][node].astype(float) for name in found if name not in {"steps", "cut"}}
+    truncated = out[f"network_structure_truncated_{w}"]
+    np.maximum(truncated, np.where(other >= 0, cut[other], 0), out=truncated)
+    if not labelled:
+        return out
+    distances = steps[node].astype(float), np.where(other >= 0, steps[other], np.nan)
+    return out | {f"network_bad_distance_{w}": distances[0], f"counterparty_bad_distance_{w}": distances[1]}
 
 
 def _at_nodes(graph: PaymentGraph, moment: Moment, fitted: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -177,7 +206,7 @@ def _at_nodes(graph: PaymentGraph, moment: Moment, fitted: dict[str, Any], setti
     }
 
 
-class _Ranks:
+class Ranks:
     """PageRank times nodes by day, as long as later days compare with it."""
 
     def __init__(self, graph: PaymentGraph, settings: Settings) -> None:

@@ -1,0 +1,174 @@
+"""Values of a whole population, as known when a day or a week began: taken once, then looked up by party."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import polars as pl
+
+from reperform.featurize import correlation, frequency, propagation, structure
+from reperform.featurize.engine import Task
+from reperform.featurize.graph import first_known
+from reperform.featurize.incremental.extract import Extract
+from reperform.featurize.incremental.rows import Names
+from reperform.featurize.kernels import F64, I64
+from reperform.featurize.ledger import UNKNOWN_TIME_US
+from reperform.featurize.motifs import Adjacency
+from reperform.featurize.opening import entities, series
+from reperform.featurize.payments import PaymentGraph, graph_of, names_of
+from reperform.featurize.rhythm import peer_decoupling
+from reperform.featurize.risk import positive_known
+
+
+@dataclass(frozen=True)
+class ByParty:
+    """Numbers by party; those who were not there have the default.
+
+    Args:
+        values: shape (columns, parties).
+        default: of each column.
+    """
+
+    values: F64
+    default: tuple[float, ...]
+
+    @classmethod
+    def of(cls, names: pl.Series, parties: Names, columns: list[tuple[F64, float]]) -> "ByParty":
+        """Columns given by name, each with its default."""
+        values = np.empty((len(columns), len(parties)))
+        code = parties.encode(names)
+        for row, (column, default) in zip(values, columns, strict=True):
+            row[:] = default
+            row[code] = column
+        return cls(values, tuple(default for _, default in columns))
+
+    def at(self, party: int) -> F64:
+        """The columns of one party."""
+        return self.values[:, party] if party < self.values.shape[1] else np.array(self.default)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A graph of payments, and one node more that nobody deals with, for all parties that are not in it.
+
+    Args:
+        graph: payments.
+        place: node of each party; of later ones it is the last.
+    """
+
+    graph: PaymentGraph
+    place: I64
+
+    @classmethod
+    def of(cls, ledger: Extract, parties: Names) -> "Nodes":
+        """The graph of a ledger."""
+        graph = graph_of(ledger)
+        out, both = (_with_one_more(adjacency) for adjacency in (graph.out, graph.both))
+        place = np.full(len(parties), graph.nodes)
+        place[parties.encode(names_of(ledger))] = np.arange(graph.nodes)
+        return cls(replace(graph, nodes=graph.nodes + 1, out=out, both=both), place)
+
+    def node(self, party: int) -> int:
+        """Node of a party; -1 for none."""
+        if party < 0:
+            return -1
+        return int(self.place[party]) if party < len(self.place) else self.graph.nodes - 1
+
+
+def _with_one_more(adjacency: Adjacency) -> Adjacency:
+    return replace(adjacency, starts=np.append(adjacency.starts, adjacency.starts[-1]))
+
+
+def rates(ledger: Extract, parties: Names, task: Task, day: int) -> ByParty:
+    """KPI 4 among all accounts whose day begins at one moment: q-value, and accounts behind it.
+
+    Args:
+        ledger: all rows of these accounts before the day.
+        parties: names.
+        task: the KPI.
+        day: number.
+    """
+    p, days, group = frequency.daily(ledger, task.fitted, task.settings)["p"], ledger.days, entities(ledger)
+    there, slots = _slots_of(days.starts, days.first_day, day)
+    p, group = p[slots], group[there]
+    usable = ~np.isnan(p)
+    n = np.bincount(group, weights=usable)[group] if len(group) else p
+    q = frequency.benjamini_hochberg(p, group, usable)
+    names = days.accounts.filter(pl.Series(there))
+    return ByParty.of(names, parties, [(q, np.nan), (np.where(usable, n, np.nan), np.nan)])
+
+
+def peers(ledger: Extract, parties: Names, task: Task, day: int) -> ByParty:
+    """KPI 12 against peers: z, days of the reference window, peers.
+
+    Args:
+        ledger: all rows through the day before yesterday.
+        parties: names.
+        task: the KPI.
+        day: on which scores are taken anew.
+    """
+    of, s = series(ledger, task.fitted.get("begin")), task.settings
+    there, slots = _slots_of(of.starts, of.first_day, day)
+    wanted = np.zeros(len(of.x), np.bool_)
+    wanted[slots] = True
+    medians, number = correlation.peer_medians(of, correlation.peer_groups(ledger))
+    z, n = peer_decoupling(
+        of.starts, of.x, medians, wanted, of.alive - of.first_day, s.days, s.reference_days, s.least_reference_days
+    )
+    last = slots - 2  # as in the KPI: peers' days are over in every timezone
+    others = np.where(last >= of.starts[:-1][there], number[np.maximum(last, 0)], 0) if len(slots) else slots
+    names = ledger.days.accounts.filter(pl.Series(there))
+    return ByParty.of(names, parties, [(z[slots], np.nan), (n[slots], 0.0), (others.astype(float), 0.0)])
+
+
+def _slots_of(starts: I64, first_day: I64, day: int) -> tuple[Any, I64]:
+    """Accounts whose days hold a day, and their slots of it."""
+    offset = day - first_day
+    there = (offset >= 0) & (offset < np.diff(starts))
+    return there, starts[:-1][there] + offset[there]
+
+
+def propagated(ledger: Extract, parties: Names, task: Task, day: int) -> Callable[[int, int], F64]:
+    """KPI 7's walks: gives, for account and counterparty, their ratios and the seeds behind them.
+
+    Args:
+        ledger: payments of the window.
+        parties: names.
+        task: the KPI.
+        day: on which the step begins.
+    """
+    nodes, folds = Nodes.of(ledger, parties), task.settings.folds
+    group = np.append(propagation.groups(ledger, folds), 0)
+    ratios, behind = propagation.at_step(nodes.graph, positive_known(ledger), group, day, task.settings)
+
+    def of_row(account: int, counterparty: int) -> F64:
+        name = parties.text[account + 1]
+        own, other = crc32((name or "").encode()) % folds, nodes.node(counterparty)
+        return np.array(
+            [ratios[nodes.node(account), own], ratios[other, own] if other >= 0 else np.nan, behind[own]], np.float64
+        )
+
+    return of_row
+
+
+def structured(ledger: Extract, parties: Names, task: Task, day: int) -> Callable[[int, int, bool], dict[str, F64]]:
+    """KPI 13's graph of a day: gives, for account and counterparty, the KPI's columns.
+
+    Args:
+        ledger: payments of the windows, and every anomaly.
+        parties: names.
+        task: the KPI.
+        day: that begins.
+    """
+    nodes = Nodes.of(ledger, parties)
+    known = first_known(nodes.graph.account, nodes.graph.nodes - 1, positive_known(ledger))
+    bad_from, ranks = np.append(known, UNKNOWN_TIME_US), structure.Ranks(nodes.graph, task.settings)
+    found = structure.at_day(ranks, day, bad_from, task.fitted, task.settings)
+
+    def of_row(account: int, counterparty: int, labelled: bool) -> dict[str, F64]:
+        node, other = (np.array([nodes.node(party)]) for party in (account, counterparty))
+        return structure.of_parties(found, node, other, task.settings, labelled=labelled)
+
+    return of_row
