@@ -78,7 +78,7 @@ class LstmAutoencoderDetector(Detector):
         rows, accounts = x[keep], _groups_of(x, groups)[keep]
         self.scaler_ = RobustScaler().fit(rows)
         chosen = self._chosen(len(rows))
-        steps, known = self._sequences(rows, sequence_rows(accounts, self.length), chosen)
+        steps, known = _sequences(*self._padded(rows), sequence_rows(accounts, self.length)[chosen])
         self.network_ = network.trained(
             steps,
             known,
@@ -111,22 +111,18 @@ class LstmAutoencoderDetector(Detector):
 
         rows = x if checked else self._checked(x)
         positions = sequence_rows(_groups_of(rows, groups), self.length)
-        parts = []
+        padded, parts = self._padded(rows), []
         for start in range(0, len(rows), CHUNK_ROWS):
-            steps, known = self._sequences(rows, positions, np.arange(start, min(start + CHUNK_ROWS, len(rows))))
+            steps, known = _sequences(*padded, positions[start : start + CHUNK_ROWS])
             errors = network.last_step_errors(self.network_, steps, known) / self.usual_error_
             parts.append(errors / np.maximum(known[:, -1].sum(axis=1, keepdims=True), 1))
         return np.concatenate(parts)
 
-    def _sequences(
-        self, x: FloatMatrix, positions: NDArray[np.int32], chosen: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scaled values and what is known of them, each of shape (len(chosen), length, p)."""
-        wanted = positions[chosen]
-        values = x[np.maximum(wanted, 0)]
-        known = (~np.isnan(values) & (wanted >= 0)[:, :, None]).astype(np.float32)
-        scaled = self.scaler_.transform(values) * known
-        return scaled, known
+    def _padded(self, x: FloatMatrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scaled rows and what is known of them, each of shape (n + 1, p); the last row stands for no row at all."""
+        nothing = np.zeros((1, x.shape[1]), np.float32)
+        known = np.concatenate([(~np.isnan(x)).astype(np.float32), nothing])
+        return np.concatenate([self.scaler_.transform(x), nothing]) * known, known
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         from reperform.detectors import sequence_network as network  # noqa: PLC0415
@@ -141,6 +137,13 @@ class LstmAutoencoderDetector(Detector):
         self.usual_error_ = arrays["usual_error"]
         learned = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
         self.network_ = network.restored(learned, self.learning_rate)
+
+
+def _sequences(
+    scaled: NDArray[np.float32], known: NDArray[np.float32], wanted: NDArray[np.int32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Values and masks of sequences, each of shape (len(wanted), length, p); -1 is the last row, which is empty."""
+    return scaled[wanted], known[wanted]
 
 
 def sequence_rows(groups: GroupArray, length: int) -> NDArray[np.int32]:

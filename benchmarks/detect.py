@@ -1,0 +1,126 @@
+"""What detectors cost, as ratios in one run on one machine.
+
+    python benchmarks/detect.py train [project]   every detector twice on a project's data, as stage train does; seconds
+    python benchmarks/detect.py score [project]   the whole ensemble scores the test days: transactions a second
+    python benchmarks/detect.py bare [project]    XGBoost through our contract against the bare library call
+    python benchmarks/detect.py linear            one-class SVM and isolation forest, 100,000 to 1,000,000 rows
+
+A project is a folder with `params.yaml` and `data/` after `dvc repro` (default: here). Each answer is one JSON line.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost
+
+from reperform import detectors, ensemble, params, paths, schemas, split, tables, train
+from reperform.detectors.boosting import BASE_SCORE, THREADS
+from reperform.params import EnsembleParams, SplitParams, TrainParams
+
+FEW, MANY, COLUMNS = 100_000, 1_000_000, 30
+REPEATS = 3
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def fastest(work: Callable[[], Any]) -> float:
+    """Shortest of a few calls: what else the machine does only adds to it."""
+    return min(seconds(work) for _ in range(REPEATS))
+
+
+def chosen(name: str) -> dict[str, Any]:
+    """Parameters that the project's search found."""
+    return dict(tables.read_json(f"tune/{name}", "best")["parameters"])
+
+
+def train_all() -> dict[str, Any]:
+    """Both fits and all scores of every detector, written as the stage writes them, without the start of Python."""
+    settings = params.load(TrainParams)
+    spent = {name: seconds(lambda name=name: train.run(settings, name)) for name in settings.detectors}
+    return {"seconds": {name: round(s, 2) for name, s in spent.items()}, "seconds_all": round(sum(spent.values()), 1)}
+
+
+def score_all() -> dict[str, Any]:
+    """Features of the test days to the ensemble's probabilities, models loaded."""
+    calendar = params.load(SplitParams)
+    names = params.load(EnsembleParams).members
+    document = tables.read_json("ensemble", "model")
+    loaded, spent, scores, n = {}, {}, {}, 0
+    for name in names:
+        loaded[name] = detectors.load(paths.data("train") / name / "model")
+        rows = train.read_rows(name, chosen(name), params.load(TrainParams).exclude_features)
+        wanted = rows.between(calendar.test_start, calendar.test_end)
+        n = int(wanted.sum())
+        start = time.perf_counter()
+        scores[name] = train.scored(loaded[name], rows, wanted)
+        spent[name] = time.perf_counter() - start
+    together = seconds(lambda: ensemble.probabilities(document, ensemble.margins(document, scores)))
+    total = sum(spent.values()) + together
+    return {
+        "rows": n,
+        "seconds": {name: round(s, 3) for name, s in spent.items()} | {"ensemble": round(together, 3)},
+        "transactions_per_second": round(n / total),
+    }
+
+
+def bare_ratio() -> dict[str, Any]:
+    """The final fit's rows, the same settings; the library is given the matrix that our contract is given."""
+    calendar, given = params.load(SplitParams), chosen("xgboost")
+    rows = train.read_rows("xgboost", given, params.load(TrainParams).exclude_features)
+    labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
+    final = split.fits(calendar)[1]
+    within = rows.only(rows.between(final.learns_from, final.learns_until))
+    known = split.learning_labels(
+        within.keys, labels, known_by=final.known_by, maturity_days=calendar.label_maturity_days
+    )["y"]
+    x, y = within.x, known.fill_null(0).to_numpy().astype(np.int8)
+    names = {"n_estimators": "", "parallel_trees": "num_parallel_tree", "classes": ""}
+    settings = {names.get(key, key): value for key, value in given.items() if names.get(key, key)}
+    settings |= {"objective": "binary:logistic", "base_score": BASE_SCORE, "nthread": THREADS, "seed": 7}
+
+    def bare() -> None:
+        xgboost.train(settings, xgboost.DMatrix(x, y, nthread=THREADS), given["n_estimators"])
+
+    def ours() -> None:
+        detectors.build("xgboost", given, features=rows.features, seed=7).fit(x, y)
+
+    bare_s, ours_s = fastest(bare), fastest(ours)
+    return {"rows": len(x), "bare_s": round(bare_s, 2), "ours_s": round(ours_s, 2), "ratio": round(ours_s / bare_s, 3)}
+
+
+def linearity() -> dict[str, Any]:
+    """Seconds of fit and score at both sizes; 10 times the rows should take no more than 10 times as long."""
+    out: dict[str, Any] = {}
+    for name, given in (("one_class_svm", {"max_rows": MANY}), ("isolation_forest", {"max_samples": 1024})):
+        spent = []
+        for n in (FEW, MANY):
+            x = np.random.default_rng(0).normal(size=(n, COLUMNS)).astype(np.float32)
+
+            def work(name: str = name, given: dict[str, Any] = given, x: Any = x) -> None:
+                detectors.build(name, given, seed=7).fit(x).score(x)
+
+            spent.append(seconds(work))
+        out[name] = {"seconds": [round(s, 2) for s in spent], "ratio": round(spent[1] / spent[0], 2), "linear": 10}
+    return out
+
+
+def main(what: str, project: str = ".") -> None:
+    """Run one benchmark and print its answer."""
+    os.chdir(Path(project))
+    work = {"train": train_all, "score": score_all, "bare": bare_ratio, "linear": linearity}[what]
+    print(json.dumps({what: work(), "load": [round(one, 1) for one in os.getloadavg()]}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
