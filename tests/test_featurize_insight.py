@@ -1,5 +1,6 @@
 """What the KPIs say in hindsight, and its figures: on a small world, and on a run without transactions or labels."""
 
+from datetime import timedelta
 from typing import Any
 
 import polars as pl
@@ -8,7 +9,7 @@ import pytest
 from reperform import featurize, figures, schemas
 from reperform.featurize import insight
 from reperform.figures import featurize as draw
-from tests.featurize_tables import RULES, accounts, calendar, labels, stage, world
+from tests.featurize_tables import RULES, START, accounts, calendar, labels, stage, world
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +101,55 @@ def test_every_figure_can_be_drawn(name: str, request: pytest.FixtureRequest, tm
             assert any(axis.get_xlabel() for axis in titled)
         else:
             assert figure.axes[0].texts[0].get_text().startswith("No ")
+
+
+def typed_rows() -> pl.DataFrame:
+    rows = pl.DataFrame({
+        "transaction_id": [f"t{k:03d}" for k in range(80)],
+        "account_id": ["a"] * 40 + ["b"] * 40,
+        "x": [float(k % 40) for k in range(80)],
+        "r": [0.0] * 80,
+        "booked_at": [START + timedelta(hours=k) for k in range(80)],
+    })  # fmt: skip
+    bad = labels(*((k, True, 100.0) for k in range(34, 40)), (79, False, 100.0)).with_columns(
+        transaction_id=pl.format("t0{}", pl.col("transaction_id").str.tail(2)),
+        typology=pl.when("is_anomaly").then(pl.lit("burst")),
+    )
+    return insight.with_typology(insight.with_labels(rows, bad), bad)
+
+
+def test_every_row_is_normal_or_of_a_confirmed_kind() -> None:
+    typed = typed_rows()
+    assert typed["typology"].value_counts(sort=True).rows() == [(insight.NORMAL, 74), ("burst", 6)]
+    unnamed = labels((0, True, 1.0)).with_columns(transaction_id=pl.lit("t000"))
+    plain = insight.with_typology(insight.with_labels(typed.drop("is_anomaly", "typology"), unnamed), unnamed)
+    assert plain["typology"][0] == insight.UNNAMED
+
+
+def test_spread_gives_quantiles_of_normal_rows_first_and_leaves_small_groups_out() -> None:
+    got = insight.spread(typed_rows(), ["x"])
+    assert got.select("typology", "n", "q50").rows() == [(insight.NORMAL, 74, 18.0), ("burst", 6, 37.0)]
+    assert insight.spread(typed_rows(), ["x"], least=7)["typology"].to_list() == [insight.NORMAL]
+
+
+def test_a_case_is_an_account_of_the_typology_in_the_column_that_tells_it() -> None:
+    about = [
+        {"name": name, "kpi_number": number, "kpi": "K", "unit": "u", "null_share": 0.0, "is_model_input": True}
+        for name, number in (("x", 1), ("r", 7))
+    ]
+    told = insight.telling(typed_rows(), about)
+    assert told == {"burst": "x"}
+    assert insight.cases(typed_rows(), told) == [{"typology": "burst", "column": "x", "account_id": "a"}]
+    assert insight.telling(typed_rows().filter(~pl.col("is_anomaly")), about) == {}
+
+
+def test_figures_of_typologies_have_a_panel_each_and_say_when_empty() -> None:
+    about = [{"name": "x", "kpi_number": 1, "unit": "u"}]
+    panels = draw.by_typology(insight.spread(typed_rows(), ["x"]), about).axes
+    assert panels[0].get_title(loc="left") + panels[0].get_title() == "KPI 1: x"
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == [insight.NORMAL, "burst"]
+    case = {"typology": "burst", "column": "x", "account_id": "a"}
+    shown = draw.typology_cases(typed_rows(), [case]).axes
+    assert "burst: account a" in [a.get_title(loc="left") + a.get_title() for a in shown]
+    nobody = insight.spread(typed_rows().clear(), ["x"])
+    assert [len(f.axes) for f in (draw.by_typology(nobody, about), draw.typology_cases(typed_rows(), []))] == [1, 1]

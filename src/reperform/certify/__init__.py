@@ -24,10 +24,12 @@ from reperform.certify.worlds import (
     Tables,
     bench,
     changed_after,
+    drawn_rows,
     kept_filings,
     kept_rows,
     sample,
     sample_filings,
+    with_rows,
 )
 from reperform.featurize import bridge
 from reperform.featurize.filings import filing_bridge, filing_tables
@@ -42,6 +44,7 @@ STATED = (
     "gap",
     "lines_failed",
 )  # of the bridge, known when a filing is; explanations may come later
+FILING_TABLES = ("filings", "facts", "messages", "checks")
 SAMPLED: tuple[Sampled, ...] = ("account_id", "counterparty_id")
 
 
@@ -287,36 +290,47 @@ def _caught(make: Make, tables: Tables, rng: np.random.Generator) -> bool:
     return any(_compare(tables, original, at, make, rng).differing for at in picked)
 
 
-def short(whole: Tables, stage: FeaturizeParams, split: SplitParams, *, seed: int = 0) -> dict[str, Any]:
+def short(
+    rows: pl.LazyFrame, others: Tables, stage: FeaturizeParams, split: SplitParams, *, seed: int = 0
+) -> dict[str, Any]:
     """A certificate that every run can afford: a few cuts through a sample with whole histories, and all leaks.
+
+    Args:
+        rows: transactions, of which a sample is read.
+        others: all tables but the transactions, whose place is left empty.
+        stage: KPIs and settings.
+        split: the calendar.
+        seed: of everything that is drawn.
 
     Returns:
         A document for JSON: what was compared, and the outcome.
     """
     rng = np.random.default_rng(seed)
-    drawn = sample_filings(sample(whole, SHORT_ROWS, "account_id", rng), SHORT_FACTS, rng)
-    others = {name: getattr(drawn, name) for name in ("filings", "facts", "messages", "checks")}
+    drawn = sample_filings(with_rows(others, drawn_rows(rows, SHORT_ROWS, "account_id", rng)), SHORT_FACTS, rng)
     made = certify(
         drawn.transactions, drawn.labels, drawn.accounts, stage, split,
-        cuts=SHORT_CUTS, seed=seed, filings=others, bench_rows=SHORT_ROWS,
+        cuts=SHORT_CUTS, seed=seed, bench_rows=SHORT_ROWS,
+        filings={name: getattr(drawn, name) for name in FILING_TABLES},
     )  # fmt: skip
-    return document(made, drawn, whole)
+    of = rows.select(pl.len()).collect().item()
+    return document(made, drawn, rows_of=int(of), filings_of=others.filings.height)
 
 
-def document(made: Certificate, drawn: Tables, whole: Tables) -> dict[str, Any]:
+def document(made: Certificate, drawn: Tables, *, rows_of: int, filings_of: int) -> dict[str, Any]:
     """A certificate as plain values.
 
     Args:
         made: the certificate.
         drawn: the sample that was compared.
-        whole: what it was drawn from.
+        rows_of: transactions that it was drawn from.
+        filings_of: filings that it was drawn from.
     """
     return {
         "holds": made.holds,
         "rows": drawn.transactions.height,
-        "rows_of": whole.transactions.height,
+        "rows_of": rows_of,
         "filings": drawn.filings.height,
-        "filings_of": whole.filings.height,
+        "filings_of": filings_of,
         "cells_compared": made.cells,
         "cells_differing": made.differing,
         "cuts": [_plain(cut) for cut in made.cuts],
@@ -413,7 +427,7 @@ def main(cuts: int, seed: int = 0, rows: int | None = None) -> int:
     whole = Tables(**{name: tables.read_table("validate", name) for name in Tables.__dataclass_fields__})
     stage, split = params.load(FeaturizeParams), params.load(SplitParams)
     if rows is None:
-        others = {name: getattr(whole, name) for name in ("filings", "facts", "messages", "checks")}
+        others = {name: getattr(whole, name) for name in FILING_TABLES}
         made = certify(
             whole.transactions, whole.labels, whole.accounts, stage, split,
             cuts=cuts, seed=seed, say=print, filings=others,

@@ -138,12 +138,22 @@ def sample(tables: Tables, rows: int, key: Sampled, rng: np.random.Generator) ->
         key: whose histories stay whole.
         rng: draws the keys.
     """
-    if tables.transactions.height <= rows:
-        return tables
-    sizes = tables.transactions.select(pl.col(key)).drop_nulls().to_series().value_counts().sort(key)
+    return with_rows(tables, drawn_rows(tables.transactions.lazy(), rows, key, rng))
+
+
+def drawn_rows(transactions: pl.LazyFrame, rows: int, key: Sampled, rng: np.random.Generator) -> pl.DataFrame:
+    """Whole histories of keys drawn at random, read alone; see `sample`."""
+    sizes = transactions.group_by(key).len().drop_nulls().sort(key).collect(engine="streaming")
+    if sizes["len"].sum() <= rows:
+        return transactions.collect()
     drawn = sizes[rng.permutation(sizes.height)]
-    enough = drawn.filter(drawn["count"].cum_sum().shift(1, fill_value=0) < rows)
-    picked = tables.transactions.join(enough.select(key), on=key, how="semi", maintain_order="left")
+    enough = drawn.filter(drawn["len"].cum_sum().shift(1, fill_value=0) < rows).select(key)
+    picked = transactions.join(enough.lazy(), on=key, how="semi").collect(engine="streaming")
+    return picked.sort("booked_at", "transaction_id")
+
+
+def with_rows(tables: Tables, picked: pl.DataFrame) -> Tables:
+    """A world with other transactions, and the labels and accounts that belong to them."""
     ids, names = picked.select("transaction_id"), picked.select("account_id").unique()
     return replace(
         tables,

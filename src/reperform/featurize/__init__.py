@@ -11,7 +11,7 @@ import polars as pl
 
 from reperform import params, paths, schemas, tables
 from reperform.errors import ReperformError, nearest
-from reperform.featurize import days, dictionary, engine, outofcore
+from reperform.featurize import days, dictionary, engine, outofcore, provenance
 from reperform.featurize.engine import selected
 from reperform.featurize.filings import filing_bridge, filing_tables
 from reperform.featurize.kpis import KPIS
@@ -213,6 +213,20 @@ def _filings(transactions: pl.DataFrame, stage: FeaturizeParams) -> dict[str, pl
     return {"filing_kpis": kpis, "filing_checks": rules, "filing_bridge": explained}
 
 
+def _prove(accounts: pl.DataFrame, labels: pl.DataFrame, stage: FeaturizeParams, split: SplitParams) -> None:
+    """Write how new each KPI's sources are, and a short certificate that nothing looks ahead."""
+    from reperform import certify  # noqa: PLC0415  # the certificate computes features itself
+
+    rows = tables.scan_table("validate", "transactions")
+    sources = provenance.of_files(
+        rows, lambda some: ledger_of(some, accounts, labels, stage, split), selected(stage.kpis), stage
+    )
+    tables.write_table(sources, "featurize", "provenance")
+    others = {name: tables.read_table("validate", name) for name in certify.FILING_TABLES}
+    world = certify.Tables(rows.head(0).collect(), labels, accounts, **others)
+    tables.write_json(certify.short(rows, world, stage, split), "featurize", "certificate")
+
+
 def run(stage: FeaturizeParams) -> Features | Large:
     """Compute the KPIs of the validated tables and save them."""
     split, how = params.load(SplitParams), params.load(EngineParams)
@@ -234,6 +248,7 @@ def run(stage: FeaturizeParams) -> Features | Large:
         transactions = rows.collect() if tables.read_table("validate", "filings").height else rows.head(0).collect()
     for name, table in _filings(transactions, stage).items():
         tables.write_table(table, "featurize", name)
+    _prove(accounts, labels, stage, split)
     tables.write_json(made.dictionary, "featurize", "dictionary")
     tables.write_json(made.fitted, "featurize", "fitted")
     return made

@@ -92,3 +92,88 @@ def overview(dictionary: list[dict[str, Any]]) -> list[dict[str, Any]]:
         record | {"unknown": None if None in record["unknown"] else float(np.mean(record["unknown"]))}
         for _, record in sorted(out.items())
     ]
+
+
+NORMAL = "normal rows"
+SPREAD = (0.05, 0.25, 0.5, 0.75, 0.95)
+LEAST_STORY = 30  # rows of an account with a history
+FROM_LABELS = 7  # the KPI that knows confirmed anomalies: it tells by definition, and nothing of behaviour
+UNNAMED = "kind not named"
+FEW_NORMAL = 8_000  # per typology every column is ranked once
+
+
+def with_typology(labelled: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    """`with_labels` and a `typology`: of confirmed anomalies theirs (or `UNNAMED`), of all others `NORMAL`."""
+    named = labels.select("transaction_id", "typology")
+    joined = labelled.join(named, on="transaction_id", how="left", maintain_order="left")
+    kind = pl.when("is_anomaly").then(pl.col("typology").fill_null(UNNAMED)).otherwise(pl.lit(NORMAL))
+    return joined.with_columns(typology=kind)
+
+
+def spread(typed: pl.DataFrame, names: list[str], least: int = LEAST_ANOMALIES) -> pl.DataFrame:
+    """Quantiles of some columns for normal rows and for each typology.
+
+    Args:
+        typed: see `with_typology`.
+        names: of columns.
+        least: known values, for a group to be shown.
+
+    Returns:
+        name, typology, n, then `q5`, `q25`, `q50`, `q75`, `q95`; normal rows first, then typologies by name.
+    """
+    found = []
+    for name in names:
+        known = typed.select("typology", value=name).drop_nulls()
+        for (kind,), part in sorted(known.partition_by("typology", as_dict=True).items(), key=_normal_first):
+            if part.height >= least:
+                values = part["value"].sort()
+                at = {f"q{100 * q:g}": values.quantile(q, "nearest") for q in SPREAD}
+                found.append({"name": name, "typology": kind, "n": part.height, **at})
+    schema = {"name": pl.String, "typology": pl.String, "n": pl.Int64} | {f"q{100 * q:g}": pl.Float64 for q in SPREAD}
+    return pl.DataFrame(found, schema=schema)
+
+
+def _normal_first(item: tuple[tuple[object, ...], pl.DataFrame]) -> tuple[bool, str]:
+    kind = str(item[0][0])
+    return kind != NORMAL, kind
+
+
+def cases(typed: pl.DataFrame, ranked_of: dict[str, str]) -> list[dict[str, Any]]:
+    """For each typology one account and the column that tells most of it.
+
+    Args:
+        typed: see `with_typology`.
+        ranked_of: typology to column, see `telling`.
+
+    Returns:
+        typology, column, account_id: the account with the most confirmed anomalies of the kind, among those with a
+        history to compare with, if there are any; of equal ones the first by name.
+    """
+    found = []
+    for kind, column in ranked_of.items():
+        known = typed.filter(pl.col(column).is_not_null()).sort("account_id")
+        counts = (
+            known.group_by("account_id", maintain_order=True)
+            .agg(hits=(pl.col("typology") == kind).sum(), rows=pl.len())
+            .filter(pl.col("hits") > 0)
+            .with_columns(is_told=pl.col("rows") >= LEAST_STORY)
+            .sort("is_told", "hits", "account_id", descending=[True, True, False])
+        )
+        if counts.height:
+            found.append({"typology": kind, "column": column, "account_id": counts["account_id"][0]})
+    return found
+
+
+def telling(typed: pl.DataFrame, dictionary: list[dict[str, Any]]) -> dict[str, str]:
+    """The column that tells each typology best from normal rows; typologies with enough anomalies, by name.
+
+    Columns of KPI 7 are left out: they know of earlier confirmations, not of behaviour.
+    """
+    few = sampled(typed, FEW_NORMAL)
+    dictionary = [entry for entry in dictionary if entry["kpi_number"] != FROM_LABELS]
+    out = {}
+    for kind in sorted(set(few["typology"].unique()) - {NORMAL, UNNAMED}):
+        ranked = separation(few.filter(pl.col("typology").is_in([kind, NORMAL])), dictionary)
+        if ranked.height:
+            out[kind] = str(ranked["name"][0])
+    return out

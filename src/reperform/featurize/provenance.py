@@ -57,6 +57,23 @@ def provenance(ledger: Ledger, kpis: Sequence[Kpi], stage: FeaturizeParams) -> p
     return ledger.transactions.select("transaction_id").with_columns(**columns)
 
 
+def of_files(
+    transactions: pl.LazyFrame, ledger_of: Callable[[pl.DataFrame], Ledger], kpis: Sequence[Kpi], stage: FeaturizeParams
+) -> pl.DataFrame:
+    """The checked table of transactions in files; without rows above `MOST_ROWS`, for which it is not made.
+
+    Args:
+        transactions: as `schemas.TRANSACTIONS`.
+        ledger_of: makes a ledger of the columns `READS`.
+        kpis: in order.
+        stage: settings.
+    """
+    if transactions.select(pl.len()).collect().item() > MOST_ROWS:
+        return empty(kpis)
+    rows = transactions.select(READS).collect()
+    return checked(provenance(ledger_of(rows), kpis, stage), rows["booked_at"])
+
+
 def empty(kpis: Sequence[Kpi]) -> pl.DataFrame:
     """The table without rows."""
     return pl.DataFrame(schema={"transaction_id": pl.String, **{f"{kpi.name}{SUFFIX}": UTC_US for kpi in kpis}})

@@ -107,6 +107,83 @@ def _cumulative(axis: Axes, labelled: pl.DataFrame, name: str) -> None:
     axis.set_ylim(0, 1.02)
 
 
+def by_typology(spread: pl.DataFrame, dictionary: Sequence[Mapping[str, Any]]) -> Figure:
+    """What each typology does to each KPI: the middle half and the middle nine tenths of its values.
+
+    Args:
+        spread: see `featurize.insight.spread`.
+        dictionary: the feature dictionary, for units and KPIs.
+    """
+    names = spread["name"].unique(maintain_order=True).to_list()
+    if not names:
+        return nothing("No confirmed anomalies to compare with")
+    about = {entry["name"]: entry for entry in dictionary}
+    kinds = spread["typology"].unique(maintain_order=True).to_list()
+    across = 3
+    down = -(-len(names) // across)
+    figure, axes = figures.new(8.4, down * (0.75 + 0.16 * len(kinds)), rows=down, columns=across)
+    for number, (axis, name) in enumerate(zip(axes, names, strict=False)):
+        _ranges(axis, spread.filter(pl.col("name") == name), kinds)
+        axis.set_title(f"KPI {about[name]['kpi_number']}: {name}", fontsize=7)
+        axis.set_xlabel(about[name]["unit"], fontsize=7)
+        shown = [kind.replace("_", " ") for kind in kinds] if number % across == 0 else [""] * len(kinds)
+        axis.set_yticks(range(len(kinds)), shown, fontsize=7)
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def _ranges(axis: Axes, spread: pl.DataFrame, kinds: Sequence[str]) -> None:
+    """One line per typology, first kind on top, and a band where the middle nine tenths of normal rows lie."""
+    for row in spread.iter_rows(named=True):
+        at = kinds.index(row["typology"])
+        colour = figures.BLUE if at == 0 else figures.VERMILION
+        axis.plot([row["q5"], row["q95"]], [at, at], color=colour, linewidth=1.0)
+        axis.plot([row["q25"], row["q75"]], [at, at], color=colour, linewidth=3.5, solid_capstyle="butt")
+        axis.plot(row["q50"], at, "o", color="white", markeredgecolor=colour, markersize=4, markeredgewidth=1.2)
+        if at == 0:
+            axis.axvspan(row["q5"], row["q95"], color=figures.BLUE, alpha=0.08, linewidth=0)
+    low, high = float(spread["q5"].min() or 0), float(spread["q95"].max() or 0)  # type: ignore[arg-type]
+    typical = float(spread["q75"].median() or 0)  # type: ignore[arg-type]
+    if low >= 0 and high > WIDE * max(typical, 1e-9):
+        axis.set_xscale("symlog", linthresh=max(high / 1000, 1e-6))
+    axis.set_ylim(len(kinds) - 0.4, -0.6)
+    axis.tick_params(labelsize=7)
+    axis.grid(visible=False, axis="y")
+
+
+def typology_cases(typed: pl.DataFrame, cases: Sequence[Mapping[str, Any]]) -> Figure:
+    """One account of each typology over time, in the column that tells most of the typology.
+
+    Args:
+        typed: features with `is_anomaly` and `typology`.
+        cases: see `featurize.insight.cases`.
+    """
+    if not cases:
+        return nothing("No confirmed anomalies, so no cases")
+    across = 2
+    down = -(-len(cases) // across)
+    figure, axes = figures.new(8.4, 1.7 * down, rows=down, columns=across)
+    for axis, case in zip(axes, cases, strict=False):
+        own = typed.filter(pl.col("account_id") == case["account_id"])
+        normal = typed.filter(~pl.col("is_anomaly"))[case["column"]].drop_nulls()
+        axis.axhspan(
+            float(normal.quantile(0.05) or 0), float(normal.quantile(0.95) or 0), color=figures.BLUE, alpha=0.08,
+            linewidth=0,
+        )  # fmt: skip
+        _points(axis, own, case["column"])
+        axis.set_title(f"{case['typology'].replace('_', ' ')}: account {case['account_id']}", fontsize=8)
+        axis.set_ylabel(_wrapped(case["column"]), fontsize=7)
+        axis.tick_params(labelsize=7)
+        locator = AutoDateLocator(maxticks=5)
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
+    for axis in axes[len(cases) :]:
+        axis.set_axis_off()
+    figure.supxlabel("time of the transaction (UTC)", fontsize=8)
+    return figure
+
+
 def accounts_side_by_side(labelled: pl.DataFrame, accounts: Mapping[str, str]) -> Figure:
     """Amounts and three KPIs over time for two accounts; confirmed anomalies are crosses.
 
