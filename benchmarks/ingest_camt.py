@@ -5,7 +5,7 @@ The bare loop builds each entry's tree, counts it, and forgets it. Two files: on
 with fifty shapes, batches, indentation, and references to characters, which a parser has to resolve.
 
     python benchmarks/ingest_camt.py [megabytes, 60 by default]    # speed
-    python benchmarks/ingest_camt.py memory    # peak memory of the stage for 100 MB and 1 GB, written and deleted
+    python benchmarks/ingest_camt.py memory    # peak memory of the stage for 100 MB to 1 GB, written and deleted
 """
 
 import subprocess
@@ -119,25 +119,33 @@ def camt(megabytes: float = 60) -> Iterator[tuple[str, float, float, int]]:
             yield made.__name__, *best(path)
 
 
-STAGE = """import resource, sys, time
+STAGE = """import re, resource, threading, time
+from pathlib import Path
 from reperform import ingest, params
-used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+own, done = [0.0], threading.Event()
+def watch():
+    while not done.wait(0.02):
+        own.append(int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
 source = {"kind": "iso20022", "files": "a.xml", "entity_id": "bank"}
 given = {"raw": "raw", "sources": {"bank": source}, "on_unreadable_file": "stop", "processes": 1}
-given, before, start = params.build(params.IngestParams, given, where="benchmark"), used(), time.perf_counter()
+given = params.build(params.IngestParams, given, where="benchmark")
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter()
+threading.Thread(target=watch, daemon=True).start()
 one = ingest.run(given)["sources"]["bank"]
-print(f"{one['rows_out']:,} transactions, {time.perf_counter() - start:.1f} s, peak {used():.0f} MB,"
-      f" of which {before:.0f} MB before the first")
+done.set()
+print(f"{one['rows_out']:,} transactions, {time.perf_counter() - start:.1f} s, peak {max(own):.0f} MB of its own, "
+      f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB with pages of files "
+      f"({before:.0f} MB before the first)")
 """
 
 
 def memory() -> None:
-    """Peak memory of the whole stage for 100 MB and 1 GB, each in a process of its own; then with nothing new."""
+    """Peak memory of the whole stage, each file in a process of its own; then with nothing new."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         (project / "dvc.yaml").write_text("stages: {}\n")
         (project / "raw").mkdir()
-        for megabytes in (100, 1000):
+        for megabytes in (100, 300, 1000):
             written(project / "raw" / "a.xml", plain, megabytes)
             for state in ("new", "read before"):
                 told = subprocess.run(

@@ -58,7 +58,7 @@ class IngestParams:
     on_unreadable_file: Literal["stop", "quarantine"]
     processes: Annotated[int, Field(ge=1)]
     base_currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "EUR"
-    piece_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    piece_bytes: Annotated[int, Field(ge=1)] = 8 * 2**20
     unused_cache_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from reperform import iso_codes, schemas
 from reperform.ingest.column_map import TableSource
 from reperform.ingest.source import Part, sha256_of
 
-PIECE_BYTES = 64 * 2**20
+PIECE_BYTES = 8 * 2**20
 UNUSED_BYTES = 4 * 2**30
 _DONE = "done.json"
 _STATE = "state.json"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
 
 from reperform import schemas
 from reperform.errors import ReperformError
@@ -82,7 +83,8 @@ class Part:
     def rows(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The rows, or some of their columns; a column without any value is of type Null."""
         wanted = self.columns if columns is None else columns
-        stored = pl.read_ipc(self.path, columns=[name for name in wanted if name not in self.constant] or None)
+        # Mapped, not read: only what is looked at comes into memory, while Polars' own reader copies all of it.
+        stored = pl.DataFrame(pa.ipc.open_file(pa.memory_map(str(self.path))).read_all())
         return (
             stored.slice(self.start, self.length)
             .with_columns(pl.lit(self.constant[name]).alias(name) for name in wanted if name in self.constant)

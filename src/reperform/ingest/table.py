@@ -325,7 +325,9 @@ def canonical(
     suspects = typed.select(suspect).to_series()
     rows = (typed.filter(~suspects) if suspects.any() else typed).select(_canonical_columns(columns, schema))
     wrong = typed.filter(suspects)
-    if texts is not None:
+    if texts is not None and wrong.is_empty():
+        wrong = wrong.with_columns(pl.lit(None, pl.String).alias(ROW))  # to find texts takes a look at the whole piece
+    elif texts is not None:
         wrong = wrong.with_columns(texts(wrong.get_column(RECORD)).alias(ROW))
     reasons = [*([pl.col(_WHY)] if problems else []), *(_reason(name, columns[name], schema) for name in columns)]
     told = wrong.select(FILE, RECORD, ROW, pl.coalesce(reasons).alias(_WHY)).unnest(_WHY)
