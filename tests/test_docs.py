@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-COMMANDS = set(re.findall(r"^    (\w+) ", parser().format_help(), flags=re.MULTILINE))
+COMMANDS = set(re.findall(r"^    ([a-z][a-z-]*)(?= |$)", parser().format_help(), flags=re.MULTILINE))
 
 
 def read(path: Path) -> str:
@@ -35,7 +35,7 @@ def test_links_inside_the_project_lead_somewhere(path: Path) -> None:
 def test_commands_in_documents_exist(path: Path) -> None:
     targets = set(re.findall(r"^(?:.*`)?make ([a-z][a-z-]*)", read(path), flags=re.MULTILINE))
     assert targets <= set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
-    assert set(re.findall(r"python -m reperform ([a-z]+)", read(path))) <= COMMANDS
+    assert set(re.findall(r"python -m reperform ([a-z][a-z-]*)", read(path))) <= COMMANDS
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -28,7 +28,7 @@ from reperform import (
 from reperform.detectors.base import FloatArray
 from reperform.errors import ReperformError, nearest
 from reperform.evaluate.detection import ENSEMBLE
-from reperform.featurize.kpis import KPIS
+from reperform.featurize.engine import selected
 from reperform.metrics import Bools
 from reperform.params import EnsembleParams, EvaluateParams, FeaturizeParams, SplitParams, StudiesParams, TrainParams
 from reperform.train import fitted, scored
@@ -63,33 +63,30 @@ class Material:
 
 def label_kpis(stage: FeaturizeParams) -> list[str]:
     """KPIs of the stage whose values depend on labels, themselves or through a KPI that they need; in order."""
-    columns: dict[str, str] = {}
+    maker: dict[str, str] = {}
     touched: list[str] = []
-    for name in (name for name in KPIS if name in stage.kpis):
-        kpi = KPIS[name]
+    for kpi in selected(stage.kpis):
         settings = kpi.settings_of(stage.settings)
-        reads = {columns.get(column) for column in kpi.needs_of(settings)}
+        reads = {maker[column] for column in kpi.needs_of(settings) if column in maker}
         if LABEL_INPUT in kpi.inputs or reads & set(touched):
-            touched.append(name)
-        columns |= dict.fromkeys((column.name for column in kpi.columns(settings)), name)
+            touched.append(kpi.name)
+        maker |= dict.fromkeys((column.name for column in kpi.columns(settings)), kpi.name)
     return touched
 
 
 def with_needs(names: Sequence[str], stage: FeaturizeParams) -> list[str]:
     """These KPIs and all that they need, in order."""
+    every = {kpi.name: kpi for kpi in selected(stage.kpis)}
     makers = {
-        column.name: name
-        for name in stage.kpis
-        if name in KPIS
-        for column in KPIS[name].columns(KPIS[name].settings_of(stage.settings))
+        column.name: kpi.name for kpi in every.values() for column in kpi.columns(kpi.settings_of(stage.settings))
     }
     wanted, todo = set(names), list(names)
     while todo:
-        kpi = KPIS[todo.pop()]
+        kpi = every[todo.pop()]
         needed = {makers[column] for column in kpi.needs_of(kpi.settings_of(stage.settings)) if column in makers}
         todo += sorted(needed - wanted)
         wanted |= needed
-    return [name for name in KPIS if name in wanted]
+    return [name for name in every if name in wanted]
 
 
 def without_labels_of(typology: str, labels: pl.DataFrame) -> pl.DataFrame:
@@ -111,7 +108,12 @@ def relabelled(
     part = replace(stage, kpis=with_needs(touched, stage))
     ledger = featurize.ledger_of(transactions, accounts, labels, part, calendar)
     table = featurize.compute(ledger, part, featurize.fit(ledger, part, calendar.fit_end))
-    own = [c.name for name in touched for c in KPIS[name].columns(KPIS[name].settings_of(stage.settings))]
+    own = [
+        column.name
+        for kpi in selected(part.kpis)
+        if kpi.name in touched
+        for column in kpi.columns(kpi.settings_of(stage.settings))
+    ]
     return table.select("transaction_id", *(pl.col(name).cast(pl.Float32) for name in own))
 
 
@@ -178,19 +180,22 @@ def _scored_again(material: Material, member: rescore.Member, features: pl.DataF
 
 
 def _scored_by(fit: split.Fit, calendar: SplitParams) -> tuple[Any, Any]:
-    """Of what a fit scores, the validation and the test: nothing else is needed here."""
-    return (
-        (calendar.validation_start, calendar.train_end)
-        if fit.name == "first"
-        else (calendar.test_start, calendar.test_end)
-    )
+    """Of what a fit scores: the validation, and from its end to that of the test."""
+    if fit.name == "first":
+        return calendar.validation_start, calendar.train_end
+    return calendar.train_end, calendar.test_end
 
 
 def stacked_without(material: Material, typology: str, wide: pl.DataFrame) -> FloatArray:
     """The ensemble's margins of all rows, from a stack whose validation holds nothing of the typology."""
     names = [member.name for member in material.members]
     is_it = (material.typology == typology).fill_null(value=False)
-    known = wide.filter(~is_it & (pl.col("split") == "validation"))
+    before_test = pl.col("booked_at").is_between(
+        pl.lit(material.calendar.validation_start, schemas.UTC_US),
+        pl.lit(material.calendar.test_start, schemas.UTC_US),
+        closed="left",
+    )
+    known = wide.filter(~is_it & before_test)
     labels = without_labels_of(typology, material.labels)
     model = ensemble.fit(known, labels, names, material.calendar, material.calibration)
     return ensemble.margins(model, {name: wide[name].to_numpy() for name in names})
