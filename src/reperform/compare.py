@@ -73,7 +73,8 @@ class Paired:
 
     def per_day(self, values: Any) -> Floats:
         """Sum of a value on each day, shape (days,)."""
-        return np.bincount(self.day, weights=np.asarray(values, dtype=np.float64), minlength=self.weights.shape[1])
+        times = np.asarray(values, dtype=np.float64)
+        return np.bincount(self.day, weights=times, minlength=self.weights.shape[1]).astype(np.float64)
 
 
 def side(name: str) -> Side:

@@ -237,7 +237,7 @@ def _accounts_drawn(period: Period, rows: Bools) -> Floats:
         return np.zeros(len(period.weights) + 1)
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1) != 0)
     drawn = np.concatenate([np.ones((1, period.weights.shape[1])), period.weights])[:, pairs[:, 1]] > 0
-    return np.logical_or.reduceat(drawn, starts, axis=1).sum(axis=1).astype(np.float64)
+    return np.asarray(np.logical_or.reduceat(drawn, starts, axis=1).sum(axis=1), dtype=np.float64)
 
 
 def after_detection(period: Period, alert: Bools) -> Bools:

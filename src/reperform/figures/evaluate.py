@@ -250,6 +250,128 @@ def savings(costs: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def power_maps(cells: Sequence[Mapping[str, Any]]) -> Figure:
+    """Share of injected events found, by amount and gap between payments: one row per pattern, one map per length.
+
+    Args:
+        cells: `cells` of `reports/studies/power.json`.
+    """
+    patterns = list(dict.fromkeys(cell["pattern"] for cell in cells))
+    if not patterns:
+        figure, (axes,) = figures.new(7.0, 2.0)
+        return _nothing(figure, axes, "no pattern was injected")
+    lengths = {name: sorted({c["length"] for c in cells if c["pattern"] == name}) for name in patterns}
+    columns = max(len(of) for of in lengths.values())
+    wide = 2 if len(patterns) > 3 else 1  # noqa: PLR2004  # two patterns side by side, so that the page stays readable
+    rows = -(-len(patterns) // wide)
+    figure, every = figures.new(2.4 * columns * wide + 1.0, 1.55 * rows + 0.7, rows, columns * wide)
+    image = None
+    for place, axes in enumerate(every):
+        row, column = divmod(place, columns * wide)
+        number = row * wide + column // columns
+        name = patterns[number] if number < len(patterns) else None
+        of = lengths[name] if name else []
+        if name is None or column % columns >= len(of):
+            axes.set_axis_off()
+            continue
+        image = _power_map(axes, [c for c in cells if c["pattern"] == name and c["length"] == of[column % columns]])
+        axes.set_title(f"{_words(name)}, {of[column % columns]} payments", fontsize=8)
+    if image is not None:
+        figure.colorbar(image, ax=every, label="share of events found", format=lambda x, _: f"{x:.0%}", shrink=0.6)
+    figure.supxlabel("amount of one payment (base currency)", fontsize=9)
+    figure.supylabel("time between payments", fontsize=9)
+    return figure
+
+
+def _power_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> Any:
+    amounts, gaps = (sorted({cell[key] for cell in cells}) for key in ("amount", "gap_hours"))
+    share = np.full((len(gaps), len(amounts)), np.nan)
+    for cell in cells:
+        at = gaps.index(cell["gap_hours"]), amounts.index(cell["amount"])
+        share[at] = cell["share"]
+        colour = "black" if cell["share"] > 0.55 else "white"  # noqa: PLR2004  # legible on either end of the map
+        axes.text(at[1], at[0], f"{cell['found']}/{cell['events']}", ha="center", va="center", color=colour, fontsize=7)
+    image = axes.imshow(share, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
+    axes.set_xticks(range(len(amounts)), [f"{amount:,.0f}" for amount in amounts], fontsize=7)
+    axes.set_yticks(range(len(gaps)), [_gap(gap) for gap in gaps], fontsize=7)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _gap(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:g} h" if hours < 48 else f"{hours / 24:g} d"  # noqa: PLR2004  # two days read better than 48 hours
+
+
+def heldout_recall(records: Sequence[Mapping[str, Any]], found_from: float, detector: str = ENSEMBLE) -> Figure:
+    """Recall of each typology when no label ever showed it, beside its recall when labels did.
+
+    Args:
+        records: `records` of `reports/studies/heldout.json`.
+        found_from: recall from which a typology counts as found.
+        detector: whose.
+    """
+    rows = sorted((r for r in records if r["detector"] == detector), key=lambda r: (r["recall"] or 0, r["typology"]))
+    figure, (axes,) = figures.new(8.4, 1.0 + 0.32 * max(len(rows), 2))
+    if not rows:
+        return _nothing(figure, axes, "no typology was held out")
+    place = np.arange(len(rows))
+    recall, low, high, seen = (
+        np.array([row[key] or 0.0 for row in rows]) for key in ("recall", "low", "high", "recall_with_labels")
+    )
+    axes.hlines(place, recall, seen, color=PALE, linewidth=3, zorder=1)
+    axes.errorbar(
+        recall, place, xerr=[recall - low, high - recall], fmt="o", color=VERMILION, ecolor=ORANGE, elinewidth=1.2,
+        markersize=6, zorder=3, label="never shown, with\n95 % interval",
+    )  # fmt: skip
+    axes.plot(seen, place, "D", color=BLUE, markersize=5, zorder=2, label="shown by labels")
+    axes.axvline(found_from, color=GREY, linewidth=1, linestyle=":", label=f"counts as found\nfrom {found_from:.0%}")
+    axes.set_yticks(place, [f"{_words(row['typology'])} (n={row['n']})" for row in rows])
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes.set(xlim=(-0.02, 1.02), xlabel="share of its transactions among the alerts")
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def segment_rates(rows: Sequence[Mapping[str, Any]], title: str, detector: str = ENSEMBLE) -> Figure:
+    """Recall and false positive rate of each group of one segment, with intervals; hollow where a group is too small.
+
+    Args:
+        rows: one of the `per_<segment>` tables of `data/evaluate/tables.json`.
+        title: what the groups are, for the axis.
+        detector: whose.
+    """
+    chosen = [row for row in rows if row["detector"] == detector][::-1]
+    figure, axes = figures.new(8.0, 1.1 + 0.27 * max(len(chosen), 3), 1, 2)
+    if not chosen:
+        axes[1].set_axis_off()
+        return _nothing(figure, axes[0], "no transactions in the test period")
+    place = np.arange(len(chosen))
+    for one, key, label in zip(axes, ("recall", "false_positive_rate"), ("recall", "false positive rate"), strict=True):
+        for at, row in zip(place, chosen, strict=True):
+            if row[key] is None:
+                continue
+            low, high = (
+                row[f"{key}{end}"] if row[f"{key}{end}"] is not None else row[key] for end in ("_low", "_high")
+            )
+            one.plot([low, high], [at, at], color=SKY, linewidth=1.6, zorder=1)
+            small = bool(row["too_small"]) and key == "recall"
+            one.plot(row[key], at, "o", color=BLUE, mfc="white" if small else BLUE, markersize=5, zorder=2)
+        one.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g} %")
+        one.set(xlabel=label, ylim=(-0.6, len(chosen) - 0.4))
+        one.grid(visible=False, axis="y")
+    axes[0].set_xlim(-0.03, 1.03)
+    axes[1].set_xlim(left=-0.03 * axes[1].get_xlim()[1])
+    axes[0].set_yticks(place, [f"{row['group']} ({row['anomalies']} of {row['n']:,})" for row in chosen])
+    axes[0].set_ylabel(title)
+    axes[1].set_yticks(place, [""] * len(chosen))
+    return figure
+
+
 def _points(axes: Axes, rows: pl.DataFrame, **style: Any) -> None:
     # naive UTC: matplotlib would import a time zone database for the rest
     when = rows["booked_at"].dt.replace_time_zone(None).to_numpy()

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from reperform import featurize, metrics, params, rescore, studies, tables
+from reperform.detectors.inputs import KEY_COLUMNS
 from reperform.errors import ReperformError, nearest
 from reperform.evaluate.detection import ENSEMBLE
 from reperform.metrics import Floats
@@ -148,12 +149,18 @@ def blind_spots(cells: Sequence[Mapping[str, Any]], found_from: float) -> list[d
             "amount": amount,
             "unseen_settings": len(of),
             "settings": tried[pattern, amount],
-            "at": "; ".join(f"{one['length']} payments {_hours(one['gap_hours'])} apart" for one in of),
+            "at": _settings_in_words(of, tried[pattern, amount]),
             "events": sum(one["events"] for one in of),
             "found": sum(one["found"] for one in of),
         }
         for (pattern, amount), of in sorted(groups.items())
     ]
+
+
+def _settings_in_words(cells: Sequence[Mapping[str, Any]], tried: int) -> str:
+    if len(cells) == tried > 1:
+        return "every gap and length that was tried"
+    return "; ".join(f"{one['length']} payments {_hours(one['gap_hours'])} apart" for one in cells)
 
 
 def _hours(gap: float) -> str:
@@ -203,7 +210,7 @@ class Recompute:
         how = EngineParams(threads=self.engine.threads, bucket_rows=self.engine.bucket_rows)
         table = featurize.compute(ledger, self.stage, self.fitted, how)
         chosen = list(dict.fromkeys(names))
-        return table.select(*rescore.inputs.KEY_COLUMNS, *(pl.col(name).cast(pl.Float32) for name in chosen))
+        return table.select(*KEY_COLUMNS, *(pl.col(name).cast(pl.Float32) for name in chosen))
 
 
 def main(only: Sequence[str] = ()) -> int:
@@ -230,8 +237,8 @@ def main(only: Sequence[str] = ()) -> int:
             got=f"{kept.height} transactions",
             fix="run it on data with transactions, or with shorter patterns",
         )
-    within = kept["booked_at"].is_between(calendar.test_start, calendar.test_end, closed="left").sum()
-    most = max(int(power.most_injected_share * within), 1)
+    within = kept["booked_at"].is_between(calendar.test_start, calendar.test_end, closed="left")
+    most = max(int(power.most_injected_share * within.to_numpy().sum()), 1)
     told, thresholds = [], []
     recompute = Recompute(power.alert_share)
     for number, chosen in enumerate(injection.rounds_of(events, most, settings.seed)):

@@ -176,7 +176,7 @@ def able(background: Background, pattern: str, quiet_days: int) -> Ints:
 def events_of(background: Background, cells: Sequence[Cell], repeats: int, quiet_days: int, seed: int) -> list[Event]:
     """All events of all cells; none for a pattern that no account could bear, or that does not fit into the test."""
     pools = {name: able(background, name, quiet_days) for name in {cell.pattern for cell in cells}}
-    events = []
+    events: list[Event] = []
     for place, cell in enumerate(cells):
         for repeat in range(repeats):
             rng = np.random.default_rng([seed, place, repeat])

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
-from reperform import figures
+from reperform import figures, studies
 from reperform.errors import ReperformError
 from reperform.markup import NOT_AVAILABLE, formatted, literal, pipe_table
 
@@ -48,6 +48,14 @@ class Evidence:
             return self.get(source, key) is not None
         except ReperformError:
             return False
+
+    def study(self, name: str) -> dict[str, Any] | None:
+        """The result of a study that was run by hand, with its `standing` in words; None where it was never run."""
+        found = studies.read(name, self.root)
+        if found is None:
+            return None
+        self._note(f"{studies.FOLDER}/{name}.json", "")
+        return {**found, "standing": studies.standing(found, self.root)}
 
     def value(self, source: str, key: str, style: str = "auto") -> str:
         """A value as marked-up text whose source shows when the pointer rests on it.

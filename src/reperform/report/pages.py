@@ -197,6 +197,49 @@ def fits(e: Evidence) -> list[dict[str, Any]]:
     return rows
 
 
+def segment_rows(e: Evidence, segment: str) -> list[dict[str, Any]]:
+    """The ensemble in each group of a segment."""
+    rows = only(e.get("evaluate/tables", f"per_{segment}"), detector="ensemble")
+    return [row | {"too_small": row["too_small"] or "no"} for row in rows]
+
+
+def heldout_table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Recall of every detector for each typology that it never saw."""
+    rows: dict[str, dict[str, Any]] = {}
+    for record in found["records"]:
+        row = rows.setdefault(record["typology"], {"typology": record["typology"], "anomalies": record["n"]})
+        row[record["detector"]] = record["recall"]
+    return list(rows.values())
+
+
+def stability_table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per detector that was fitted from several seeds."""
+    return [
+        {
+            "detector": one["detector"],
+            "seeds": one["seeds"],
+            "jaccard": f"{one['jaccard']['mean']:.2f} ({one['jaccard']['low']:.2f})",
+            "alerts_in_all_share": one["alerts_in_all_share"],
+            "spearman": f"{one['spearman']['mean']:.3f} ({one['spearman']['low']:.3f})",
+            "average_precision": f"{one['average_precision']['low']:.3f} to {one['average_precision']['high']:.3f}",
+        }
+        for one in found["detectors"]
+    ]
+
+
+def restated(e: Evidence) -> list[dict[str, Any]]:
+    """Precision at other prevalences, with intervals as text."""
+    return [
+        row | {name: interval(row[name]) for name in ("average_precision", "precision")}
+        for row in e.get("evaluate/tables", "restated")
+    ]
+
+
+def fairness_table(compared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per group of the attribute that is compared."""
+    return [one | {"false_positive_rate": interval(one["false_positive_rate"])} for one in compared["groups"]]
+
+
 def plan(root: Path) -> list[dict[str, Any]]:
     """The limits that monitoring uses, from params.yaml."""
     return [{"rule": key, "value": value} for key, value in raw(root / "params.yaml")["monitor"].items()]
@@ -237,10 +280,48 @@ def certificate_text(e: Evidence) -> str:
         )
     found = e.get("featurize/certificate")
     return (
-        f"{found['cells_compared']:,} cells before {len(found['cuts'])} random cuts were compared after all that lies "
-        f"behind each cut had been changed; {found['cells_differing']:,} differ. "
-        f"{found['leaks_caught']} of {found['leaks_planted']} planted leaks were caught."
+        f"On whole histories of {found['rows']:,} of {found['rows_of']:,} transactions and on {found['filings']:,} of "
+        f"{found['filings_of']:,} filings, {found['cells_compared']:,} cells before {len(found['cuts'])} random cuts "
+        f"were compared after all that lies behind each cut had been changed; {found['cells_differing']:,} differ. "
+        f"{found['leaks_caught']} of {found['leaks_planted']} planted leaks were caught. "
+        f"{'The certificate holds.' if found['holds'] else 'THE CERTIFICATE DOES NOT HOLD.'}"
     )
+
+
+def certificate_cuts(e: Evidence) -> list[dict[str, Any]]:
+    """The comparisons of this run's certificate; none without one."""
+    if not e.has("featurize/certificate"):
+        return []
+    return [cut | {"at": cut["at"][:16].replace("T", " ")} for cut in e.get("featurize/certificate", "cuts")]
+
+
+def planted_leaks(e: Evidence) -> list[dict[str, Any]]:
+    """The leaks that were planted to test the certificate; none without one."""
+    return list(e.get("featurize/certificate", "leaks")) if e.has("featurize/certificate") else []
+
+
+def fitted_kpis(e: Evidence) -> list[dict[str, Any]]:
+    """Parameters of KPIs that were learned, with the end of what they were learned from and one hash per KPI."""
+    until = e.get("split/summary", "fits.first.learns_until")
+    rows = []
+    for kpi, learned in sorted(e.get("featurize/fitted").items()):
+        if learned:
+            text = json.dumps(learned, sort_keys=True, ensure_ascii=False)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            rows.append({"kpi": kpi, "parameters": ", ".join(learned), "until": until, "sha256": f"`{digest}`"})
+    return rows
+
+
+def kpi_worth(found: Mapping[str, Any], period: str) -> list[dict[str, Any]]:
+    """What each KPI finds alone in a window, and what a model loses without it."""
+    return [
+        record
+        | {
+            "column": f"`{record['column']}`",
+            "fall": interval({"estimate": record["fall"], "low": record["fall_low"], "high": record["fall_high"]}),
+        }
+        for record in only(found["records"], period=period)
+    ]
 
 
 def filing_frame(e: Evidence) -> pl.DataFrame:
