@@ -186,3 +186,49 @@ def test_evidence_sections_are_the_seventeen_of_a_model_report() -> None:
 
 def test_stages_that_say_no_number_leave_a_page_that_says_so(evidence: Evidence) -> None:
     assert "this run holds no certificate" in pages.certificate_text(evidence)
+
+
+def test_the_certificate_of_a_run_is_shown_with_its_cuts_and_leaks(evidence: Evidence) -> None:
+    assert (pages.certificate_cuts(evidence), pages.planted_leaks(evidence)) == ([], [])
+    folder = evidence.root / "data" / "featurize"
+    folder.mkdir()
+    cut = {
+        "at": "2025-01-02T03:04:05+00:00",
+        "rows_changed": 5,
+        "cells": 70,
+        "differing": 0,
+        "columns": [],
+        "filings": 2,
+    }
+    leak = {"leak": "global scaler", "what": "Standardises.", "caught": True}
+    document = {
+        "holds": True, "rows": 1500, "rows_of": 300000, "filings": 4, "filings_of": 9, "cells_compared": 70,
+        "cells_differing": 0, "cuts": [cut], "leaks_planted": 1, "leaks_caught": 1, "leaks": [leak],
+    }  # fmt: skip
+    (folder / "certificate.json").write_text(json.dumps(document))
+    text = pages.certificate_text(evidence)
+    assert "1,500 of 300,000 transactions" in text
+    assert "1 of 1 planted leaks were caught. The certificate holds." in text
+    assert pages.certificate_cuts(evidence)[0]["at"] == "2025-01-02 03:04"
+    assert pages.planted_leaks(evidence) == [leak]
+    (folder / "certificate.json").write_text(json.dumps(document | {"holds": False}))
+    assert "THE CERTIFICATE DOES NOT HOLD" in pages.certificate_text(evidence)
+
+
+def test_learned_parameters_have_their_window_and_a_hash_that_changes_with_them(evidence: Evidence) -> None:
+    for name in ("featurize", "split"):
+        (evidence.root / "data" / name).mkdir()
+    (evidence.root / "data/split/summary.json").write_text('{"fits": {"first": {"learns_until": "2025-04-05"}}}')
+    fitted = evidence.root / "data/featurize/fitted.json"
+    fitted.write_text('{"velocity": {"rate": 1.5, "n": 3}, "benford": {}}')
+    (row,) = pages.fitted_kpis(evidence)
+    assert (row["kpi"], row["parameters"], row["until"]) == ("velocity", "rate, n", "2025-04-05")
+    fitted.write_text('{"velocity": {"rate": 1.25, "n": 3}}')
+    assert pages.fitted_kpis(Evidence(evidence.root, evidence.folder))[0]["sha256"] != row["sha256"]
+
+
+def test_the_worth_of_kpis_is_shown_for_one_window() -> None:
+    record = {"column": "low x", "fall": 0.1, "fall_low": -0.05, "fall_high": 0.2, "verdict": "nowhere"}
+    found = {"records": [record | {"period": "validation"}, record | {"period": "test"}]}
+    (row,) = pages.kpi_worth(found, "validation")
+    assert (row["column"], row["fall"], row["verdict"]) == ("`low x`", "0.100 (-0.050 to 0.200)", "nowhere")
