@@ -150,11 +150,12 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
 
 def _group_median(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     """The group's training median; the direction's where the group is new; NaN where nothing was learned."""
-    of_group = groups(ledger).replace_strict(fitted["group"], default=None, return_dtype=pl.Float64)
-    of_direction = ledger.transactions["direction"].replace_strict(
-        fitted["direction"], default=None, return_dtype=pl.Float64
-    )
-    return of_group.fill_null(of_direction).cast(pl.Float64).to_numpy()
+
+    def median(segment: str, channel: str | None, direction: str) -> float:
+        group = f"{segment}|{'unknown' if channel is None else channel}|{direction}"
+        return float(fitted["group"].get(group, fitted["direction"].get(direction, np.nan)))
+
+    return ledger.looked_up(["segment", "channel", "direction"], median)
 
 
 def _backed_off(own: F64, n: Any, of_group: F64, weight: float) -> F64:

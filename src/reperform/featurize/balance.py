@@ -155,11 +155,7 @@ def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
 def _floor(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     """The floor in each row's currency; that of all currencies for one that nothing was learned of."""
     default = 1.0 if fitted["all"] is None else fitted["all"]
-    return (
-        ledger.transactions["currency"]
-        .replace_strict(fitted["floor"], default=default, return_dtype=pl.Float64)
-        .to_numpy()
-    )
+    return ledger.looked_up(["currency"], lambda currency: fitted["floor"].get(currency, default))
 
 
 def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from reperform.featurize.kernels import F64, I64
-from reperform.featurize.ledger import Ledger, codes, pair_codes
+from reperform.featurize.ledger import Ledger, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.shares import shares
 from reperform.featurize.windows import length_us, where_enough
@@ -95,7 +95,7 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, made: M
     weights = exposure(ledger, made.get(settings.risk))
     for group in settings.groups:
         name = f"{group}_id" if group == "counterparty" else group
-        item = pair_codes(ledger.account, codes(ledger.transactions[name]))
+        item = pair_codes(ledger.account, ledger.codes_of(name))
         n_items = int(item.max(initial=-1)) + 1
         n, groups, hhi, unbiased, z = shares(
             events, item, weights, n_items, settings.least_n, settings.most_n, len(ledger)

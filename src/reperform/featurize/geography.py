@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from reperform.featurize.kernels import F64, Mask, extreme_times, times_seen
-from reperform.featurize.ledger import Ledger, codes
+from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import FOREVER_US, HOUR_US, length_us, where_enough
 
@@ -202,8 +202,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
 
 
 def _card_present(ledger: Ledger, settings: Settings) -> Mask:
-    of_channel = ledger.transactions["channel"].is_in(settings.card_present_channels)
-    return of_channel.fill_null(value=False).to_numpy()
+    return ledger.among("channel", settings.card_present_channels)
 
 
 def _position(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settings: Settings) -> Values:
@@ -242,13 +241,13 @@ def _speed(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, setting
 
 def _country(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
     w, history, names = settings.window, ledger.by_account, ledger.transactions["country"]
-    country = codes(names)
+    country = ledger.codes_of("country")
     n_countries = int(country.max(initial=-1)) + 1
     events = history.tape(length_us(w))
     pair = np.where(country < 0, -1, history.codes * n_countries + country)
     here = times_seen(events, pair, pair, history.keys * n_countries, len(ledger))
     (n,) = history.sums(events, country >= 0)
-    p = (here + settings.prior_weight * _prior(ledger.segment, names, fitted)) / (n + settings.prior_weight)
+    p = (here + settings.prior_weight * _prior(ledger, fitted)) / (n + settings.prior_weight)
     missing = country < 0
     abroad = (names != ledger.home_country).cast(pl.Float64).to_numpy()
     surprisal = np.where(missing, np.nan, -np.log2(p))
@@ -262,25 +261,22 @@ def _country(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Valu
     }
 
 
-def _prior(segments: pl.Series, countries: pl.Series, fitted: dict[str, Any]) -> F64:
+def _prior(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     """p(country | segment), one row added to each country and to all that were never seen together."""
-    known = [*fitted["countries"], None]
-    rows = pl.DataFrame({"segment": segments, "country": countries})
-    distinct = rows.unique(maintain_order=True)
-    p = []
-    for segment, country in distinct.iter_rows():
+    known = len(fitted["countries"]) + 1
+
+    def p(segment: str, country: str | None) -> float:
         counts = fitted["rows_per_country"].get(segment, {})
-        p.append((counts.get(country, 0) + 1) / (sum(counts.values()) + len(known)))
-    table = distinct.with_columns(pl.Series("p", p, dtype=pl.Float64))
-    joined = rows.join(table, on=["segment", "country"], how="left", maintain_order="left", nulls_equal=True)
-    return joined["p"].to_numpy()
+        return float((counts.get(country, 0) + 1) / (sum(counts.values()) + known))
+
+    return ledger.looked_up(["segment", "country"], p)
 
 
 def _high_risk(ledger: Ledger, settings: Settings) -> Mask:
     """Rows whose country stood on a list on that day, as the list was known then."""
     out = np.zeros(len(ledger), bool)
     for entry in settings.high_risk:
-        holds = (ledger.transactions["country"] == entry.country).fill_null(value=False).to_numpy()
+        holds = ledger.among("country", [entry.country])
         holds &= ledger.time >= _day_us(entry.begin)
         if entry.end:
             holds &= ledger.time < _day_us(entry.end)

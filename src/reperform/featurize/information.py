@@ -130,12 +130,12 @@ def _asked(ledger: Ledger, settings: Settings) -> dict[str, Mask]:
 
 def _holds(ledger: Ledger, rule: Rule) -> Mask:
     rows, holds = ledger.transactions, np.ones(len(ledger), np.bool_)
-    for names, values in ((rule.jurisdictions, ledger.home_country), (rule.channels, rows["channel"])):
-        if names:
-            holds &= values.is_in(names).fill_null(value=False).to_numpy()
+    for name, values in (("home_country", rule.jurisdictions), ("channel", rule.channels)):
+        if values:
+            holds &= ledger.among(name, values)
     amount = rows["amount_base" if rule.currency == BASE else "amount"].to_numpy()
     if rule.currency != BASE:
-        holds &= (rows["currency"] == rule.currency).to_numpy()
+        holds &= ledger.among("currency", [rule.currency])
     holds &= amount >= rule.threshold if rule.operator == ">=" else amount > rule.threshold
     holds &= ledger.time >= _midnight_us(rule.effective_from)
     if rule.effective_to is not None:

@@ -4,7 +4,7 @@ A ledger may hold the whole table, or one bucket of the accounts or of the count
 either way, because it never looks beyond its own key.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
@@ -135,10 +135,54 @@ class Ledger:
         """Home country of each row's account."""
         return self._details["home_country"]
 
+    def codes_of(self, name: str) -> I64:
+        """Different texts of a column as 0 … n - 1, in any order; -1 for null.
+
+        Args:
+            name: of a column of transactions, or `segment` or `home_country`.
+        """
+        return codes(self._texts(name))
+
+    def _texts(self, name: str) -> pl.Series:
+        of_account = {"segment": "segment", "home_country": "home_country"}.get(name)
+        return getattr(self, of_account) if of_account else self.transactions[name]
+
+    def among(self, name: str, values: Sequence[str]) -> Mask:
+        """Rows whose text is one of some; columns as in `codes_of`."""
+        return self._texts(name).is_in(values).fill_null(value=False).to_numpy()
+
+    def looked_up(self, names: Sequence[str], value_of: Callable[..., float]) -> F64:
+        """What a function gives for each row's texts, asked once for each combination of them.
+
+        Args:
+            names: columns as in `codes_of`.
+            value_of: takes the texts in their order, None for null.
+        """
+        kind, of = np.zeros(len(self), np.int64), [self.codes_of(name) + 1 for name in names]
+        for each in of:
+            kind = kind * (int(each.max(initial=0)) + 1) + each
+        kind, first = dense(kind)
+        texts = [self._texts(name) for name in names]
+        return np.array([value_of(*(text[row] for text in texts)) for row in first.tolist()], np.float64)[kind]
+
+    @cached_property
+    def opening_days(self) -> I64:
+        """Day on which each account of `days` was opened, as a number since 1970; `UNKNOWN_TIME_US` where unknown."""
+        days = self.days.accounts.to_frame("account_id").join(
+            self.accounts.select("account_id", pl.col("opened_at").dt.date().cast(pl.Int32)),
+            on="account_id", how="left", maintain_order="left",
+        )  # fmt: skip
+        return days["opened_at"].cast(pl.Int64).fill_null(UNKNOWN_TIME_US).to_numpy()
+
     @cached_property
     def local(self) -> pl.Series:
         """When each row happened by the clock on the account's wall: without zone, summer time observed."""
         return self._by_the_wall(self.transactions["booked_at"])
+
+    @cached_property
+    def local_us(self) -> I64:
+        """The same in microseconds since 1970 began on that clock."""
+        return self.local.dt.epoch("us").to_numpy().astype(np.int64)
 
     @cached_property
     def local_known(self) -> pl.Series:

@@ -24,12 +24,7 @@ def open_days(ledger: Ledger, begin: int | None) -> I64:
     """Day from which each account of `ledger.days` exists without a record; `NEVER` where that is unknown."""
     if begin is None:
         return np.full(len(ledger.days.accounts), NEVER)
-    days = ledger.days.accounts.to_frame("account_id").join(
-        ledger.accounts.select("account_id", pl.col("opened_at").dt.date().cast(pl.Int32)),
-        on="account_id", how="left", maintain_order="left",
-    )  # fmt: skip
-    opened: I64 = days["opened_at"].cast(pl.Int64).fill_null(NEVER).to_numpy()
-    return np.maximum(opened, begin)
+    return np.maximum(np.minimum(ledger.opening_days, NEVER), begin)
 
 
 def entities(ledger: Ledger) -> I64:

@@ -194,7 +194,7 @@ def _listed(ledger: Ledger, lists: list[Listed]) -> F64:
     """1 where the counterparty stood on a list, as the list was known on that day."""
     out = np.full(len(ledger), 0.0 if lists else np.nan)
     for entry in lists:
-        stands = (ledger.transactions["counterparty_id"] == entry.party).fill_null(value=False).to_numpy()
+        stands = ledger.among("counterparty_id", [entry.party])
         stands &= ledger.time >= _day_us(entry.begin)
         if entry.end:
             stands &= ledger.time < _day_us(entry.end)

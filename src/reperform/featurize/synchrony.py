@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from reperform.featurize.kernels import F64, I64, kernel
-from reperform.featurize.ledger import Ledger, codes
+from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import DAY_US, Rows, length_us
 
@@ -276,7 +276,7 @@ def synchrony(
 
 def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """Synchrony with accounts that acted just before the row, as known then."""
-    entity, history = codes(ledger.transactions["entity_id"]), ledger.by_account
+    entity, history = ledger.codes_of("entity_id"), ledger.by_account
     of_account = history.by_time
     of_entity = Rows.ordered(entity, ledger.time, int(entity.max(initial=-1)) + 1)
     surprise, n, expected, partners = synchrony(

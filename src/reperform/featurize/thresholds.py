@@ -9,7 +9,6 @@ from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import polars as pl
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from scipy.special import betainc
@@ -18,6 +17,7 @@ from reperform.featurize.bunching import density_jump
 from reperform.featurize.kernels import F64, I64, Mask, distinct_with_own, split_amounts, times_seen_sum
 from reperform.featurize.ledger import Ledger, hundredths, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
+from reperform.featurize.timing import hours
 from reperform.featurize.windows import DAY_US, History, length_us
 
 BASE = "base"
@@ -228,14 +228,13 @@ def scope(ledger: Ledger, rule: Rule) -> Scope:
     """Rows and amounts that a rule holds for."""
     rows = ledger.transactions
     own_currency = rule.currency != BASE
-    condition = pl.Series(np.ones(len(ledger), bool))
+    applies = ledger.time >= _day_us(rule.effective_from)
     if own_currency:
-        condition &= rows["currency"] == rule.currency
+        applies &= ledger.among("currency", [rule.currency])
     if rule.channels:
-        condition &= rows["channel"].is_in(rule.channels).fill_null(value=False)
+        applies &= ledger.among("channel", rule.channels)
     if rule.jurisdictions:
-        condition &= ledger.home_country.is_in(rule.jurisdictions).fill_null(value=False)
-    applies = condition.to_numpy() & (ledger.time >= _day_us(rule.effective_from))
+        applies &= ledger.among("home_country", rule.jurisdictions)
     if rule.effective_to:
         applies = applies & (ledger.time < _day_us(rule.effective_to) + DAY_US)
     cents = hundredths(rows["amount"].to_numpy()) if own_currency else ledger.cents
@@ -295,12 +294,17 @@ def compute_counterparty(
     for rule in settings.rules:
         at = scope(ledger, rule)
         holds = at.applies & (key >= 0)
+        if not holds.any():
+            found.append({c.name: np.full(len(ledger), np.nan) for c in counterparty_columns(settings)})
+            continue
         found.append(_party_values(_parties(history, party, at, m), names, at.limit, holds, settings))
     return {c.name: _largest([f[c.name] for f in found], len(ledger)) for c in counterparty_columns(settings)}
 
 
 def _of_rule(ledger: Ledger, rule: Rule, learned: dict[str, Any], settings: Settings) -> Values:
     at, history = scope(ledger, rule), ledger.by_account_direction
+    if not at.applies.any():
+        return {c.name: np.full(len(ledger), np.nan) for c in columns(settings)}
     z = learned["bunching"]["z"]
     out = _hard(ledger, history, rule, at)
     out |= _structuring(ledger, rule, at, learned["share"], settings)
@@ -328,7 +332,7 @@ def _hard(ledger: Ledger, history: History, rule: Rule, at: Scope) -> Values:
 
 def business_day(ledger: Ledger, rule: Rule) -> I64:
     """Day number of each row's business day by the account's clock; after the cut-off the next one has begun."""
-    late = ledger.local.dt.hour().cast(pl.Int64).to_numpy() >= rule.cut_off_hour
+    late = hours(ledger) >= rule.cut_off_hour
     return ledger.local_day + late
 
 
@@ -341,7 +345,7 @@ def _structuring(ledger: Ledger, rule: Rule, at: Scope, shares: dict[str, float]
         history.tape(length_us(w)), at.applies, near, at.cents, day, int(day.max(initial=-1)) + 1, least_broken
     )
     flag = (k >= settings.structuring_least_n) & (cents >= at.limit) & (broken_days == 0)
-    share = ledger.segment.replace_strict(shares, default=shares.get("", 0.5), return_dtype=pl.Float64).to_numpy()
+    share = ledger.looked_up(["segment"], lambda segment: shares.get(segment, shares.get("", 0.5)))
     values = {
         f"structuring_n_{w}": k,
         f"structuring_days_{w}": days,

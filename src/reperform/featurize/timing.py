@@ -1,8 +1,10 @@
 """KPI 3: how unusual the hour of the week is for the account, by its own clock; nights, weekends, holidays, paydays."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import field
 from datetime import date, timedelta
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,15 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from reperform.featurize.kernels import F64, I64, times_seen
-from reperform.featurize.ledger import Ledger, codes
+from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Column, Kpi, Values
-from reperform.featurize.windows import length_us
+from reperform.featurize.windows import DAY_US, HOUR_US, length_us
 
 HOURS_OF_WEEK = 168
 NIGHT_ENDS_HOUR = 6
-SATURDAY = 6
+THURSDAY, SATURDAY = 3, 5  # from Monday on; 1970 began on a Thursday
 EPOCH = date(1970, 1, 1)
+MINUTE_US = 60_000_000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -134,33 +137,42 @@ def columns(settings: Settings) -> tuple[Column, ...]:
 
 def hour_of_week(ledger: Ledger) -> I64:
     """0 (Monday 00:00) to 167 by the account's clock."""
-    local = ledger.local
-    return ((local.dt.weekday().cast(pl.Int64) - 1) * 24 + local.dt.hour().cast(pl.Int64)).to_numpy()
+    return weekday(ledger) * 24 + hours(ledger)
+
+
+def hours(ledger: Ledger) -> I64:
+    """0 to 23 by the account's clock."""
+    return (ledger.local_us - ledger.local_day * DAY_US) // HOUR_US
+
+
+def weekday(ledger: Ledger) -> I64:
+    """0 (Monday) to 6 by the account's clock."""
+    return (ledger.local_day + THURSDAY) % 7
 
 
 def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
     """Rows per hour of the week for each segment, over the rows that may be learned from."""
     learn = ledger.known_before(end_us)
-    hours, segments = hour_of_week(ledger)[learn], ledger.segment.filter(pl.Series(learn))
+    hour, segments = hour_of_week(ledger)[learn], ledger.segment.filter(pl.Series(learn))
     of_segment = {
-        str(name): np.bincount(hours[(segments == name).to_numpy()], minlength=HOURS_OF_WEEK).tolist()
+        str(name): np.bincount(hour[(segments == name).to_numpy()], minlength=HOURS_OF_WEEK).tolist()
         for name in sorted(segments.unique())
     }
-    return {"rows_per_hour": of_segment, "all": np.bincount(hours, minlength=HOURS_OF_WEEK).tolist()}
+    return {"rows_per_hour": of_segment, "all": np.bincount(hour, minlength=HOURS_OF_WEEK).tolist()}
 
 
 def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """Surprisal of the row's hour of the week, given the account's past hours."""
-    hours, w = hour_of_week(ledger), settings.window
-    bins = ledger.account * HOURS_OF_WEEK + hours
+    hour, w = hour_of_week(ledger), settings.window
+    bins = ledger.account * HOURS_OF_WEEK + hour
     history = ledger.by_account
     events = history.tape(length_us(w))
     (n,) = history.sums(events, np.ones(len(ledger), np.int64))
     here = times_seen(events, bins, bins, history.keys * HOURS_OF_WEEK, len(ledger))
-    prior = _prior(ledger.segment, hours, fitted)
+    prior = _prior(ledger, hour, fitted)
     p = (here + settings.prior_weight * prior) / (n + settings.prior_weight)
     days, day = np.unique(ledger.local_day, return_inverse=True)
-    local = ledger.local
+    minutes = (ledger.local_us - ledger.local_day * DAY_US) // MINUTE_US
     surprisal = -np.log2(p)
     means = {
         f"time_surprisal_mean_{length}": history.mean_scores(length, surprisal) for length in settings.score_windows
@@ -171,30 +183,32 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
         **means,
         f"time_surprisal_pair_{pair}": ledger.by_pair.mean_scores(pair, surprisal),
         f"time_surprisal_n_{w}": n.astype(float),
-        "time_hour_local": (local.dt.hour().cast(pl.Float64) + local.dt.minute().cast(pl.Float64) / 60).to_numpy(),
-        "time_is_night": (local.dt.hour() < NIGHT_ENDS_HOUR).to_numpy().astype(float),
-        "time_is_weekend": (local.dt.weekday() >= SATURDAY).to_numpy().astype(float),
+        "time_hour_local": minutes // 60 + minutes % 60 / 60,
+        "time_is_night": (minutes // 60 < NIGHT_ENDS_HOUR).astype(float),
+        "time_is_weekend": (weekday(ledger) >= SATURDAY).astype(float),
         "time_is_holiday": _holiday(ledger, [_date(d) for d in days], day, settings),
         "time_payday_distance": np.array([float(payday_distance(_date(d))) for d in days])[day],
     }
 
 
-def _prior(segments: pl.Series, hours: I64, fitted: dict[str, Any]) -> F64:
+def _prior(ledger: Ledger, hour: I64, fitted: dict[str, Any]) -> F64:
     """p(hour | segment), one row added to every hour so that none is impossible; NaN where nothing was learned."""
     total = np.asarray(fitted["all"], float)
     if total.sum() == 0:
-        return np.full(len(hours), np.nan)
-    names = sorted(segments.unique())
+        return np.full(len(hour), np.nan)
+    names = [*fitted["rows_per_hour"], None]
     table = np.array([fitted["rows_per_hour"].get(name, total) for name in names], float) + 1
     table /= table.sum(axis=1, keepdims=True)
-    row = segments.replace_strict(names, range(len(names)), return_dtype=pl.Int64).to_numpy()
-    return np.asarray(table[row, hours])
+    place = {name: number for number, name in enumerate(names)}
+    row = ledger.looked_up(["segment"], lambda segment: place.get(segment, len(names) - 1)).astype(np.int64)
+    return np.asarray(table[row, hour])
 
 
 def _date(day_number: Any) -> date:
     return EPOCH + timedelta(days=int(day_number))
 
 
+@cache
 def easter(year: int) -> date:
     """Easter Sunday of the Gregorian calendar (anonymous algorithm; Meeus 1991, Astronomical Algorithms, ch. 8)."""
     a, (b, c) = year % 19, divmod(year, 100)
@@ -223,8 +237,12 @@ def _holiday(ledger: Ledger, days: list[date], day: I64, settings: Settings) -> 
         day: place of each row's day in `days`.
         settings: the calendars.
     """
-    valid = [in_force(settings.calendars, d) for d in days]
-    country, countries = codes(ledger.home_country) + 1, [None, *sorted(ledger.home_country.drop_nulls().unique())]
+    published = sorted({c.published for c in settings.calendars})
+    era = [bisect_right(published, d) for d in days]
+    versions = {e: in_force(settings.calendars, published[e - 1]) if e else [] for e in set(era)}
+    valid = [versions[e] for e in era]
+    _, first, country = np.unique(ledger.codes_of("home_country"), return_index=True, return_inverse=True)
+    countries = [ledger.home_country[row] for row in first.tolist()]
     table = np.array([[_of_country(c, d, name) for name in countries] for c, d in zip(valid, days, strict=True)])
     return np.asarray(table.reshape(len(days), len(countries))[day, country])
 
@@ -234,6 +252,7 @@ def _of_country(calendars: list[Calendar], day: date, country: str | None) -> fl
     return float(any(c.holds(day) for c in holding)) if holding else np.nan
 
 
+@lru_cache(10_000)
 def payday_distance(day: date) -> int:
     """Days from the nearest last working day (Monday to Friday) of a month; ties go to the one that has passed."""
     first = day.replace(day=1)

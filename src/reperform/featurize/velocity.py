@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from reperform.featurize.kernels import F64, I64, distinct, distinct_with_own, extreme_times, times_seen
-from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger, codes, pair_codes
+from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger, pair_codes
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import FOREVER_US, HOUR_US, length_us
 
@@ -108,16 +108,15 @@ def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
 
 def _rarity(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     """-log2 p(channel | segment), one row added to each channel and to all unseen ones; NaN for an unseen segment."""
-    rows = pl.DataFrame({"segment": ledger.segment, "channel": ledger.transactions["channel"].fill_null("")})
-    kinds = rows.unique(maintain_order=True)
-    bits = []
-    for segment, channel in kinds.iter_rows():
+
+    def bits(segment: str, channel: str | None) -> float:
         counts = fitted["rows_per_channel"].get(segment)
-        total = sum(counts.values()) + len(counts) + 1 if counts else 0
-        bits.append(-math.log2((counts.get(channel, 0) + 1) / total) if counts else None)
-    table = kinds.with_columns(pl.Series("bits", bits, dtype=pl.Float64))
-    joined = rows.join(table, on=["segment", "channel"], how="left", maintain_order="left")
-    return joined["bits"].to_numpy()
+        if not counts:
+            return np.nan
+        total = sum(counts.values()) + len(counts) + 1
+        return -math.log2((counts.get(channel or "", 0) + 1) / total)
+
+    return ledger.looked_up(["segment", "channel"], bits)
 
 
 def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
@@ -148,7 +147,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
 def _channel(ledger: Ledger, settings: Settings) -> Values:
     """How often the account used the row's channel; a row without one is compared with rows without one."""
     history, rows = ledger.by_account, len(ledger)
-    item = pair_codes(history.codes, codes(ledger.transactions["channel"].fill_null("")))
+    item = pair_codes(history.codes, ledger.codes_of("channel") + 1)
     n_items = int(item.max(initial=-1)) + 1
     out: Values = {}
     for window in settings.channel_windows:

@@ -74,7 +74,7 @@ class State:
         self.table = Table(self.about)
         self.register = Register(self.table.parties, ledger.default_timezone)
         self.register.add(ledger.accounts)
-        self.table.append(ledger.transactions, ledger.accounts)
+        self.table.append(ledger.transactions, self._zones(ledger.transactions["account_id"]))
         self.waiting: dict[str, tuple[int, int]] = {}  # labels of rows that have not come yet
         self.bad_accounts: dict[int, list[int]] = {}
         self.bad_parties: dict[int, list[int]] = {}
@@ -179,7 +179,7 @@ class State:
 
     def _append(self, rows: pl.DataFrame) -> None:
         table = self.table
-        slots = table.append(rows, self._accounts_of(rows["account_id"]))
+        slots = table.append(rows, self._zones(rows["account_id"]))
         self.kept.append({name: np.zeros(len(slots)) for name in self.kept.names})
         edges = self._edge_codes(slots)
         for place, slot in enumerate(slots.tolist()):
@@ -197,8 +197,9 @@ class State:
         self.first_day = min(self.first_day, int(table["day"][slots].min()))
         self._drop_snapshots(slots)
 
-    def _accounts_of(self, names: pl.Series) -> pl.DataFrame:
-        return self.accounts.filter(pl.col("account_id").is_in(names.unique().implode()))
+    def _zones(self, accounts: pl.Series) -> pl.Series:
+        party = self.table.parties.encode(accounts)
+        return self.register.names["zone"].series("timezone", self.register["zone"][party])
 
     def _enter(self, accounts: pl.DataFrame) -> None:
         known = set(self.accounts["account_id"])
@@ -212,7 +213,8 @@ class State:
         rows = [lists.of(int(code)) for code in party for lists in (self.by_account, self.by_counterparty)]
         if any(len(slots) for slots in rows):
             # Payments with them may be told twice, and their clock and segment are known now.
-            self.table.set_clock(np.unique(np.concatenate(rows)), self.accounts)
+            slots = np.unique(np.concatenate(rows))
+            self.table.set_clock(slots, self._zones(self.table.frame(slots, ("account_id",))["account_id"]))
             self._index()
             for name in self.maker:
                 self.kept[f"{name} is known"][1:] = False
@@ -319,13 +321,14 @@ class State:
         time, now = self.table["time"][rows], np.zeros(len(rows), np.bool_)
         now[place] = True
         account = int(self.table["account_id"][rows[0]]) if phase.key == "account" else -1
-        ledgers: dict[int, Extract] = {}
+        base = self.extract(rows, sorted(phase.inputs), account=account)
+        longest, ledgers = max(self._reach(task) for task in phase.tasks), dict[int, Extract]()
         out: Values = {}
         for task in phase.tasks:
-            reach = self._reach(task)
+            reach = longest if self._reach(task) else 0  # two ledgers at most: what they hold serves many KPIs
             if reach not in ledgers:
                 asks = now if reach == 0 else now | (time >= time[place].min() - reach)
-                ledgers[reach] = self.extract(rows, sorted(phase.inputs), asks, account=account)
+                ledgers[reach] = replace(base, asks=asks)
             needed = {need: self._needed(need, rows, place, made, out) for need in task.needs}
             found = engine.values_of(ledgers[reach], Phase(phase.key, (task,)), needed)
             out |= {name: values[place] for name, values in found.items()}
@@ -563,5 +566,9 @@ def features_of(state: State, rows: pl.DataFrame) -> pl.DataFrame:
     """
     slots = state.add(rows)
     made = state.values(slots)
-    columns = [pl.Series(name, values, dtype=pl.Float64, nan_to_null=True) for name, values in made.items()]
-    return rows.select(featurize.IDENTITY).with_columns(columns)
+    table = np.stack(list(made.values()), axis=1).tolist()
+    known = [tuple(None if value != value else value for value in row) for row in table]  # noqa: PLR0124  # NaN
+    # Rows of plain numbers: for one row that takes a quarter of the time that a column after the other does.
+    return rows.select(featurize.IDENTITY).hstack(
+        pl.DataFrame(known, schema=dict.fromkeys(made, pl.Float64), orient="row")
+    )

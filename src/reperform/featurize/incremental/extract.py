@@ -1,5 +1,6 @@
 """Some rows of a growing table as a ledger, of which only a few rows ask: their values alone are meant to be read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -130,6 +131,38 @@ class Extract(Ledger):
     def home_country(self) -> pl.Series:
         """Home country of each row's account."""
         return self._text("home")
+
+    def codes_of(self, name: str) -> I64:
+        """Different texts as numbers, without looking at the texts."""
+        if name == "segment":
+            return dense(self._of_client(name))[0]
+        if name == "home_country":
+            return dense(self._of_client("home"))[0]
+        return dense(self._of(name))[0] if name in self._table.names else super().codes_of(name)
+
+    def among(self, name: str, values: Sequence[str]) -> Mask:
+        """Rows whose text is one of some, without looking at all texts."""
+        if name == "home_country":
+            held, names = self._of_client("home"), self._register.names["home"]
+        else:
+            held, names = self._of(name), self._table.names[name]
+        out = np.zeros(len(held), np.bool_)
+        for value in values:
+            if value in names.code:
+                out |= held == names.code[value]
+        return out
+
+    @cached_property
+    def opening_days(self) -> I64:
+        """Day on which each account was opened."""
+        if self.accounts.height > 1 or not len(self) or int(self.account.max()) > 0:
+            return super().opening_days
+        return self._of_client("opened_day")[:1]
+
+    @cached_property
+    def local_us(self) -> I64:
+        """When each row happened by the account's clock, as a number."""
+        return self._of("local")
 
     def _text(self, name: str) -> pl.Series:
         codes, names = self._of_client(name), self._register.names[name]

@@ -43,6 +43,8 @@ class Names:
     def series(self, name: str, codes: I64) -> pl.Series:
         """The text of codes."""
         text = self.text
+        if len(codes) and (codes == codes[0]).all():
+            return pl.Series(name, [text[codes[0] + 1]], dtype=pl.String).new_from_index(0, len(codes))
         return pl.Series(name, [text[code] for code in (codes + 1).tolist()], dtype=pl.String)
 
     def __len__(self) -> int:
@@ -228,14 +230,14 @@ class Table:
     def __len__(self) -> int:
         return self.columns.size - 1
 
-    def append(self, rows: pl.DataFrame, accounts: pl.DataFrame) -> I64:
+    def append(self, rows: pl.DataFrame, zones: pl.Series) -> I64:
         """Add rows that are not held yet.
 
         Args:
             rows: as `schemas.TRANSACTIONS`.
-            accounts: as `schemas.ACCOUNTS`, for their clocks.
+            zones: timezone of each row's account.
         """
-        ledger = self._ledger(rows, accounts)
+        ledger = self._ledger(rows, zones)
         said, confirmed = np.full(len(ledger), -1), np.full(len(ledger), UNKNOWN_TIME_US)
         more = {
             "time": ledger.time, "known": ledger.known, "cents": ledger.cents, "said": said, "confirmed": confirmed,
@@ -251,13 +253,15 @@ class Table:
         self.slot_of |= {name: first + place for place, name in enumerate(ids)}
         return np.arange(first, first + len(ids))
 
-    def set_clock(self, slots: I64, accounts: pl.DataFrame) -> None:
-        """Read rows' times by the clock of accounts that have become known."""
-        for name, values in _by_the_wall(self._ledger(self.frame(slots, tuple(SCHEMA)), accounts)).items():
+    def set_clock(self, slots: I64, zones: pl.Series) -> None:
+        """Read rows' times by the clocks of accounts that have become known."""
+        for name, values in _by_the_wall(self._ledger(self.frame(slots, tuple(SCHEMA)), zones)).items():
             self[name][slots] = values
 
-    def _ledger(self, rows: pl.DataFrame, accounts: pl.DataFrame) -> Ledger:
-        return replace(self.about, transactions=rows, accounts=accounts, span=None)
+    def _ledger(self, rows: pl.DataFrame, zones: pl.Series) -> Ledger:
+        ledger = replace(self.about, transactions=rows, span=None)
+        vars(ledger)["_details"] = zones.alias("timezone").to_frame()  # all that clocks ask for; no join for one row
+        return ledger
 
     def in_order(self, slots: I64) -> I64:
         """Slots in the order of a table of transactions: by time, then by id."""
