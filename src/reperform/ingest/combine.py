@@ -145,7 +145,7 @@ def _refused_by_readers(result: SourceResult) -> Iterator[pl.DataFrame]:
     table = next(iter(result.tables), "")
     yield result.quarantine
     for part in result.refused_parts:
-        yield part.rows().cast(dict(result.quarantine.schema))
+        yield part.rows().cast(result.quarantine.schema)
     yield quarantine_frame(
         quarantined(table, error.path, WHOLE_FILE, error.rule, value=error.got or None, row=str(error))
         for error in result.unreadable

@@ -8,7 +8,7 @@ from reperform import schemas
 from reperform.ingest.source import FILE, RECORD, SourceResult
 
 KEYS = {"accounts": "account_id", "labels": "transaction_id"}
-_KINDS = {FILE: pl.String, RECORD: pl.Int64}
+_KINDS = pl.Schema({FILE: pl.String, RECORD: pl.Int64})
 
 
 def origins(results: Mapping[str, SourceResult]) -> pl.DataFrame:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
-import pyarrow.parquet as pq  # type: ignore[import-untyped]  # it ships no types
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from reperform.ingest import archives
 from reperform.ingest.column_map import Format
