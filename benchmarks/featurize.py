@@ -4,6 +4,7 @@
     python benchmarks/featurize.py scale ROWS ...    every KPI against Polars: read, sort by account and time, write
     python benchmarks/featurize.py network [rows]    network indicators against the other KPIs
     python benchmarks/featurize.py hub               a counterparty with 1,000, 10,000 and 100,000 accounts
+    python benchmarks/featurize.py incremental [past] one new row of an account with 1,000 past ones, every KPI
     python benchmarks/featurize.py hundred [folder]  100 million rows, bucketed; takes an hour or two and 250 GB of disk
 
 Peers give the same numbers, and that is checked before anything is timed. Memory is the peak of a process of its own.
@@ -24,7 +25,7 @@ import numpy as np
 import polars as pl
 
 from reperform import featurize, params, schemas
-from reperform.featurize import buckets, engine
+from reperform.featurize import buckets, engine, incremental
 from reperform.featurize.windows import History, length_us
 from reperform.params import EngineParams, FeaturizeParams, SplitParams
 
@@ -379,6 +380,44 @@ def hub() -> None:
         print(f"hub with {accounts:,} accounts: {found['seconds'] / 400_000 * 1e6:.1f} µs per row", flush=True)
 
 
+def incremental_scores(past: int) -> None:
+    """Every KPI of one new row of an account with many past ones: median over rows, all of them on one account."""
+    with tempfile.TemporaryDirectory() as name:
+        found = alone("_incremental", make(200_000, Path(name)), past)
+    print(
+        f"one new row of an account with {past:,} past ones: median {found['median_ms']:.1f} ms, fastest "
+        f"{found['least_ms']:.1f} ms, processor {found['processor_ms']:.1f} ms; first row of a day at most "
+        f"{found['most_ms']:.0f} ms; state of 200,000 rows {found['state_mib']:.0f} MiB"
+    )
+
+
+def score_rows(folder: Path, past: int) -> None:
+    rows, accounts, labels = tables(folder)
+    table, new = rows.collect(), 300
+    one = pl.int_range(pl.len()) % (table.height // (past + new)) == 0
+    table = table.with_columns(account_id=pl.when(one).then(pl.lit("A00000000")).otherwise("account_id"))
+    mine = table.filter(account_id="A00000000")
+    coming = mine.tail(mine.height - past).head(new)
+    ledger = featurize.ledger_of(table, accounts, labels, stage(), calendar())
+    fitted = featurize.fit(ledger, stage(), calendar().fit_end)
+    held = table.filter(~pl.col("transaction_id").is_in(coming["transaction_id"].implode()))
+    before = held.filter(pl.col("booked_at") < coming["booked_at"].min())
+    state = incremental.state_of(before, accounts, labels, stage(), calendar(), fitted=fitted)
+    taken, processor, latest = list[float](), list[float](), before["booked_at"].max()
+    start = clocks()
+    for number in range(coming.height):
+        row = coming.slice(number, 1)
+        between = held.filter(pl.col("booked_at").is_between(latest, row["booked_at"].item(), closed="right"))
+        state.add(between)
+        latest = row["booked_at"].item()
+        clock = clocks()
+        incremental.features_of(state, row)
+        taken.append(time.perf_counter() - clock[0])
+        processor.append(time.process_time() - clock[1])
+    say(start, median_ms=1e3 * float(np.median(taken[20:])), least_ms=1e3 * min(taken), most_ms=1e3 * max(taken[20:]),
+        processor_ms=1e3 * float(np.median(processor[20:])), state_mib=state.bytes / 2**20)  # fmt: skip
+
+
 def hundred(folder: Path) -> None:
     """100 million rows; the table stays in the folder, so that a second run need not make it again."""
     if not (folder / "accounts.parquet").exists():
@@ -387,7 +426,7 @@ def hundred(folder: Path) -> None:
     print(f"100 million rows: {found['seconds'] / 60:.0f} minutes, peak {found['peak_gib']:.1f} GiB")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> None:  # noqa: C901  # a case for each word
     what, rest = arguments[0], arguments[1:]
     match what:
         case "windows":
@@ -402,6 +441,10 @@ def main(arguments: list[str]) -> None:
             hub()
         case "hundred":
             hundred(Path(rest[0]) if rest else ROOT / ".cache" / "hundred")
+        case "incremental":
+            incremental_scores(int(rest[0]) if rest else 1000)
+        case "_incremental":
+            score_rows(Path(rest[0]), int(rest[1]))
         case "_polars":
             sort_with_polars(Path(rest[0]))
         case "_ours":

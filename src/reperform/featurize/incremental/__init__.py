@@ -321,7 +321,7 @@ class State:
         time, now = self.table["time"][rows], np.zeros(len(rows), np.bool_)
         now[place] = True
         account = int(self.table["account_id"][rows[0]]) if phase.key == "account" else -1
-        base = self.extract(rows, sorted(phase.inputs), account=account)
+        base = self.extract(rows, sorted(phase.inputs - {"transaction_id"}), account=account)  # no KPI reads names
         longest, ledgers = max(self._reach(task) for task in phase.tasks), dict[int, Extract]()
         out: Values = {}
         for task in phase.tasks:
