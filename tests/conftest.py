@@ -4,9 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+
+# The same examples in every run, however busy the machine: a test that fails fails for everybody.
+settings.register_profile("reperform", deadline=None, derandomize=True)
+settings.load_profile("reperform")
 
 
 @pytest.fixture

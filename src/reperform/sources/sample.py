@@ -91,7 +91,7 @@ def _unpacked(path: Path, compression: str, most: int) -> bytes:
         with gzip.open(path) as stream:
             return stream.read(most)
     if compression == "zstd":
-        import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415  # only for this kind of archive
+        import pyarrow as pa  # noqa: PLC0415  # only for this kind of archive
 
         with pa.input_stream(str(path), compression="zstd") as stream:
             return bytes(stream.read(most))
