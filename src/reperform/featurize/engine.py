@@ -212,17 +212,36 @@ def run_phase(ledger: Ledger, phase: Phase, made: Mapping[str, F64], engine: Eng
         return {name: out[name] for name in phase.names}
     if not len(ledger):
         return values_of(ledger, phase, made)
-    parts = buckets.cut(key_codes(ledger, phase.key), engine.bucket_rows)
     out = {name: np.empty(len(ledger)) for name in phase.names}
+
+    def keep(rows: I64, values: Values) -> None:
+        for name in phase.names:
+            put(values[name], rows, out[name])
+
+    by_bucket(ledger, phase, made, engine, keep)
+    return out
+
+
+def by_bucket(
+    ledger: Ledger, phase: Phase, made: Mapping[str, F64], engine: EngineParams, keep: Callable[[I64, Values], None]
+) -> None:
+    """A phase of one key over all rows of a ledger, bucket by bucket.
+
+    Args:
+        ledger: all rows of the keys that it holds.
+        phase: KPIs of an account or a counterparty.
+        made: columns of earlier phases.
+        engine: how many rows to a bucket, and how many buckets at once.
+        keep: takes over positions of rows and their values; several threads may call it at the same time.
+    """
+    parts = buckets.cut(key_codes(ledger, phase.key), engine.bucket_rows)
 
     def work(rows: I64) -> None:
         needed = {name: made[name][rows] for name in phase.needs if name in made}
-        for name, values in values_of(ledger.part(rows, phase.inputs), phase, needed).items():
-            put(values, rows, out[name])
+        keep(rows, values_of(ledger.part(rows, phase.inputs), phase, needed))
 
     _ = ledger.day_span  # before threads ask for it
     buckets.each(work, parts, engine.threads)
-    return out
 
 
 def run(ledger: Ledger, todo: Sequence[Task], engine: EngineParams) -> Values:

@@ -26,6 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 ENTER, LEAVE, ASK, RESET = 0, 1, 2, 3
 SHIFT = 2  # an event is row << 2 | kind
 KIND = 3
+UNKNOWN_SMALL = -128  # stands for NaN where values are kept in one byte
 NO_VARIATION = 1e-12  # a sum of squares below it is rounding
 
 if TYPE_CHECKING:
@@ -183,6 +184,107 @@ def put(values: F64, rows: I64, out: F64) -> None:
     """Write each value to its row."""
     for position in range(len(rows)):
         out[rows[position]] = values[position]
+
+
+@kernel
+def take(values: F64, rows: I64, out: F64) -> None:
+    """Write the values of some rows, one after the other."""
+    for position in range(len(rows)):
+        out[position] = values[rows[position]]
+
+
+@kernel
+def take_small(values: F64, rows: I64, out: NDArray[np.int8]) -> bool:
+    """As `take`, into one byte each: whole numbers from -127 to 127, and -128 for NaN.
+
+    Returns:
+        False if another value was met; minus zero is one.
+    """
+    for position in range(len(rows)):
+        value = values[rows[position]]
+        if np.isnan(value):
+            out[position] = UNKNOWN_SMALL
+            continue
+        if not UNKNOWN_SMALL < value < -UNKNOWN_SMALL:
+            return False
+        small = np.int8(value)
+        if small != value or (small == 0 and np.signbit(value)):
+            return False
+        out[position] = small
+    return True
+
+
+@kernel
+def spread(columns: F64, first: int, rows: I64, which: I64, out: F64) -> None:
+    """Write each column's values to their rows of a table.
+
+    Args:
+        columns: shape (columns, values).
+        first: value at which to begin.
+        rows: of the table, for this and the following values.
+        which: place of each column in the table, or -1 for none.
+        out: shape (columns of the table, rows).
+    """
+    for column in range(len(which)):
+        if which[column] >= 0:
+            target = out[which[column]]
+            for position in range(len(rows)):
+                target[rows[position]] = columns[column, first + position]
+
+
+@kernel
+def spread_small(columns: NDArray[np.int8], first: int, rows: I64, which: I64, out: F64) -> None:
+    """As `spread`, of what `take_small` has written."""
+    for column in range(len(which)):
+        if which[column] >= 0:
+            target = out[which[column]]
+            for position in range(len(rows)):
+                small = columns[column, first + position]
+                target[rows[position]] = np.nan if small == UNKNOWN_SMALL else np.float64(small)
+
+
+@kernel
+def at_ranks(values: F64, ranks: I64) -> F64:
+    """The values that would stand at some places if they were sorted: counted by their first 16 bits, then selected.
+
+    Args:
+        values: none of them NaN.
+        ranks: places, ascending.
+    """
+    bits = values.view(np.int64)
+    count = np.zeros(1 << 16, np.int64)
+    for bit in bits:
+        count[_high(bit)] += 1
+    begin, of_rank = np.full(1 << 16, -1, np.int64), np.empty(len(ranks), np.int64)
+    before, cell, room = 0, 0, 0
+    offset = np.empty(len(ranks), np.int64)
+    for position in range(len(ranks)):
+        while before + count[cell] <= ranks[position]:
+            before += count[cell]
+            cell += 1
+        of_rank[position], offset[position] = cell, ranks[position] - before
+        if begin[cell] < 0:
+            begin[cell] = room
+            room += count[cell]
+    held, filled = np.empty(room), begin.copy()
+    for position in range(len(values)):
+        cell = _high(bits[position])
+        if begin[cell] >= 0:
+            held[filled[cell]] = values[position]
+            filled[cell] += 1
+    out = np.empty(len(ranks))
+    for position in range(len(ranks)):
+        cell = of_rank[position]
+        out[position] = _nth(held[begin[cell] : begin[cell] + count[cell]], offset[position])
+    return out
+
+
+@kernel
+def _high(bits: int) -> int:
+    """The first 16 bits of a float, in the order of the floats; -0.0 counts as 0.0."""
+    if bits >= 0:
+        return (bits >> 48) + (1 << 15)
+    return (1 << 15) - (((bits & 0x7FFFFFFFFFFFFFFF) + (1 << 48) - 1) >> 48)
 
 
 @kernel

@@ -17,58 +17,88 @@ BEYOND = 3  # distance of what is not within two steps
 
 
 @kernel
-def pair_totals(
-    pair: I64, unordered: I64, cents: I64, time: I64, known: I64, first: int, end: int, moment: int, links: int
-) -> tuple[I64, I64, I64, I64, I64]:
-    """Payments of rows `first` to `end` that were known by a moment, by pair of payer and payee (-1 is no edge).
+def linked(
+    pair: I64, cents: I64, time: I64, known: I64, first: int, end: int, moment: int, starts: I64, others: I64
+) -> tuple[I64, I64, I64, I64, I64, I64]:
+    """Pairs of payer and payee in rows `first` to `end` that were known by a moment; time and memory go with these.
 
     Args:
-        pair: ordered pair by row.
-        unordered: unordered pair by ordered pair.
+        pair: by row, the place in `others`; -1 is no edge.
         cents: by row.
         time: by row, ascending.
         known: by row.
         first: row.
         end: row after the last.
         moment: microseconds.
-        links: number of unordered pairs.
+        starts: where each payer's payees of all times begin.
+        others: payees of all times.
 
     Returns:
-        Per ordered pair: payments; hundredths; time of the first; time of the last. Per unordered pair: payments.
+        Where each payer's payees begin; payees; and for each of them payments, hundredths, time of the first, time of
+        the last.
     """
-    pairs = len(unordered)
-    count, total = np.zeros(pairs, np.int64), np.zeros(pairs, np.int64)
-    earliest, latest = np.zeros(pairs, np.int64), np.zeros(pairs, np.int64)
-    either_way = np.zeros(links, np.int64)
+    place = np.zeros(len(others), np.int32)
+    pairs = 0
     for row in range(first, end):
         at = pair[row]
-        if at < 0 or known[row] > moment:
+        if at >= 0 and known[row] <= moment:
+            pairs += place[at] == 0
+            place[at] = 1
+    kept_starts, kept = np.zeros(len(starts), np.int64), np.empty(pairs, np.int64)
+    n = 0
+    for node in range(len(starts) - 1):
+        for entry in range(starts[node], starts[node + 1]):
+            if place[entry]:
+                kept[n], place[entry] = others[entry], n
+                n += 1
+        kept_starts[node + 1] = n
+    count, total = np.zeros(pairs, np.int64), np.zeros(pairs, np.int64)
+    earliest, latest = np.zeros(pairs, np.int64), np.zeros(pairs, np.int64)
+    for row in range(first, end):
+        if pair[row] < 0 or known[row] > moment:
             continue
+        at = np.int64(place[pair[row]])
         if count[at] == 0:
             earliest[at] = time[row]
         latest[at] = time[row]
         count[at] += 1
         total[at] += cents[row]
-        either_way[unordered[at]] += 1
-    return count, total, earliest, latest, either_way
+    return kept_starts, kept, count, total, earliest, latest
 
 
 @kernel
-def active(starts: I64, others: I64, pairs: I64, weight: I64) -> tuple[I64, I64, I64]:
-    """The part of an adjacency list whose pairs have weight: where each node begins, its neighbours, their pairs."""
-    n = 0
-    for entry in range(len(others)):
-        n += weight[pairs[entry]] > 0
-    kept_starts = np.zeros(len(starts), np.int64)
-    kept_others, kept_pairs = np.empty(n, np.int64), np.empty(n, np.int64)
-    at = 0
-    for node in range(len(starts) - 1):
+def either_way(starts: I64, others: I64, weight: I64) -> tuple[I64, I64, I64]:
+    """Neighbours of each node, whoever pays, in order: where each node begins, its neighbours, sums of the weights."""
+    nodes = len(starts) - 1
+    into = np.zeros(nodes + 1, np.int64)
+    for other in others:
+        into[other + 1] += 1
+    for node in range(nodes):
+        into[node + 1] += into[node]
+    sources, given, filled = np.empty(len(others), np.int64), np.empty(len(others), np.int64), into[:-1].copy()
+    for node in range(nodes):
         for entry in range(starts[node], starts[node + 1]):
-            if weight[pairs[entry]] > 0:
-                kept_others[at], kept_pairs[at] = others[entry], pairs[entry]
-                at += 1
-        kept_starts[node + 1] = at
-    return kept_starts, kept_others, kept_pairs
+            at = filled[others[entry]]
+            sources[at], given[at] = node, weight[entry]
+            filled[others[entry]] += 1
+    both_starts, both = np.zeros(nodes + 1, np.int64), np.empty(2 * len(others), np.int64)
+    total = np.empty(2 * len(others), np.int64)
+    n = 0
+    for node in range(nodes):
+        left, right = starts[node], into[node]
+        while left < starts[node + 1] or right < into[node + 1]:
+            paid = others[left] if left < starts[node + 1] else nodes
+            payer = sources[right] if right < into[node + 1] else nodes
+            both[n], total[n] = min(paid, payer), 0
+            if paid <= payer:
+                total[n] += weight[left]
+                left += 1
+            if payer <= paid:
+                total[n] += given[right]
+                right += 1
+            n += 1
+        both_starts[node + 1] = n
+    return both_starts, both[:n], total[:n]
 
 
 @kernel
@@ -209,10 +239,9 @@ def scatter_gather(
                 for passed_on in range(starts[middle], last):
                     target, paid = payees[passed_on], pairs[passed_on]
                     looked += 1
-                    if target == source or latest[paid] <= earliest[given]:
-                        continue
-                    most = max(cents[given], cents[paid])
-                    if abs(cents[given] - cents[paid]) > tolerance * most:
+                    near = abs(cents[given] - cents[paid]) <= tolerance * max(cents[given], cents[paid])
+                    # One condition that rarely holds: the processor guesses it, which it cannot do for either alone.
+                    if not (near & (latest[paid] > earliest[given]) & (target != source)):
                         continue
                     if tell == 0:
                         if stamp[target] != source:
@@ -380,11 +409,12 @@ def pagerank(starts: I64, others: I64, pairs: I64, weight: I64, damping: float, 
     Source: Page et al. (1999), The PageRank Citation Ranking.
     """
     nodes = len(starts) - 1
-    part, out_weight = np.zeros(nodes, np.int64), np.zeros(nodes)
+    part, out_weight, given = np.zeros(nodes, np.int64), np.zeros(nodes), np.empty(len(others))
     for node in range(nodes):
         for entry in range(starts[node], starts[node + 1]):
             part[node] = part[others[entry]] = 1
-            out_weight[node] += weight[pairs[entry]]
+            given[entry] = weight[pairs[entry]]
+            out_weight[node] += given[entry]
     n = 0
     for node in range(nodes):
         n += part[node]
@@ -402,7 +432,7 @@ def pagerank(starts: I64, others: I64, pairs: I64, weight: I64, damping: float, 
             if out_weight[node] > 0:
                 share = damping * rank[node] / out_weight[node]
                 for entry in range(starts[node], starts[node + 1]):
-                    following[others[entry]] += share * weight[pairs[entry]]
+                    following[others[entry]] += share * given[entry]
         moved = 0.0
         for node in range(nodes):
             moved += abs(following[node] - rank[node])
@@ -479,7 +509,3 @@ class Adjacency:
         order = np.lexsort((other, node))
         starts = np.searchsorted(node[order], np.arange(nodes + 1))
         return cls(starts, np.ascontiguousarray(other[order]), np.ascontiguousarray(pair[order]))
-
-    def where(self, weight: I64) -> "Adjacency":
-        """The entries whose pair has weight."""
-        return Adjacency(*active(self.starts, self.others, self.pairs, weight))

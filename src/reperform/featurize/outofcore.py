@@ -1,32 +1,30 @@
 """KPIs of a table that does not fit into memory: cut into files of whole keys, computed one by one, put back in order.
 
 Everything lies below one folder. `keys/` holds input rows by bucket, `values/` what was computed of them: a file per
-phase and bucket, with one record batch for each range of the table's rows, so that a range can be read from all files.
+phase and bucket, in the table's order, so that a range of its rows can be read from all files.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-from pyarrow import ipc
+from numpy.typing import NDArray
 
 from reperform.featurize import engine
 from reperform.featurize.engine import Phase, Task
-from reperform.featurize.kernels import F64, I64, put
+from reperform.featurize.kernels import F64, I64, spread, spread_small, take, take_small
 from reperform.featurize.ledger import Ledger, day_span
 from reperform.featurize.registry import Kpi, Values
 from reperform.params import EngineParams, FeaturizeParams
 
 ROW, BUCKET = "__row", "__bucket"
 SHARED_ROWS = 8_000_000  # up to so many, all KPIs learn from one table in memory; of more, each reads its own columns
-LZ4 = ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,73 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Block:
+    """What one file holds, mapped into memory: values of some rows, by column.
+
+    Args:
+        rows: numbers in the table, ascending.
+        wide: names of columns of any values.
+        wide_values: shape (columns, rows).
+        small: names of columns of whole numbers that fit into a byte.
+        small_values: shape (columns, rows).
+    """
+
+    rows: I64
+    wide: list[str]
+    wide_values: F64
+    small: list[str]
+    small_values: NDArray[np.int8]
+
+    @classmethod
+    def write(cls, path: Path, rows: I64, values: Mapping[str, F64]) -> None:
+        """Write columns of some rows, which are given in any order. Half of all columns are counts: one byte each."""
+        order = np.argsort(rows)
+        wide, small = list[str](), dict[str, NDArray[np.int8]]()
+        buffer = np.empty(len(rows))
+        with path.open("wb") as file:
+            file.write(rows[order].tobytes())
+            for name, column in values.items():
+                narrow = np.empty(len(rows), np.int8)
+                if take_small(column, order, narrow):
+                    small[name] = narrow
+                    continue
+                take(column, order, buffer)
+                file.write(buffer.data)
+                wide.append(name)
+            for narrow in small.values():
+                file.write(narrow.data)
+        header = {"rows": len(rows), "wide": wide, "small": list(small)}
+        # The header comes last: a file without one is not whole.
+        path.with_suffix(".json").write_text(json.dumps(header), encoding="utf-8")
+
+    @classmethod
+    def open(cls, path: Path) -> "Block":
+        """Map a file by its header's path."""
+        header = json.loads(path.read_text(encoding="utf-8"))
+        n, wide, small = header["rows"], header["wide"], header["small"]
+        content = np.memmap(path.with_suffix(".bin"), np.uint8, "r")
+        edges = np.cumsum([8 * n, 8 * n * len(wide), n * len(small)])
+        return cls(
+            np.asarray(content[: edges[0]]).view(np.int64),
+            wide,
+            np.asarray(content[edges[0] : edges[1]]).view(np.float64).reshape(len(wide), n),
+            small,
+            np.asarray(content[edges[1] : edges[2]]).view(np.int8).reshape(len(small), n),
+        )
+
+    def put(self, start: int, end: int, place: Mapping[str, int], out: F64) -> None:
+        """Write the values of a range of the table's rows to their places; shape (columns, rows of the range)."""
+        first, last = np.searchsorted(self.rows, [start, end])
+        rows = self.rows[first:last] - start
+        for names, values, write in (
+            (self.wide, self.wide_values, spread), (self.small, self.small_values, spread_small)
+        ):  # fmt: skip
+            which = np.array([place.get(name, -1) for name in names], np.int64)
+            if len(rows) and (which >= 0).any():
+                write(values, int(first), rows, which, out)
+
+
+@dataclass(frozen=True)
 class Store:
     """What was computed, in files, by ranges of the table's rows.
 
@@ -61,11 +126,13 @@ class Store:
         folder: where the files are; nothing else may be there.
         rows: of the table.
         range_rows: rows of a range.
+        opened: files that were read before, by name.
     """
 
     folder: Path
     rows: int
     range_rows: int
+    opened: dict[str, Block] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -73,41 +140,35 @@ class Store:
         return [(at, min(at + self.range_rows, self.rows)) for at in range(0, self.rows, self.range_rows)]
 
     def write(self, name: str, rows: I64, values: Mapping[str, F64]) -> None:
-        """Write columns of some rows, which are given in order."""
-        schema = pa.schema([(ROW, pa.int64()), *((column, pa.float64()) for column in values)])
-        arrays = [rows, *values.values()]
-        edges = np.searchsorted(rows, [*(start for start, _ in self.ranges), self.rows])
+        """Write columns of some rows, which are given in any order."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{name}.partial"
-        with ipc.new_file(partial, schema, options=LZ4) as file:
-            for first, last in pairwise(edges):
-                batch = [pa.array(array[first:last]) for array in arrays]
-                file.write_batch(pa.RecordBatch.from_arrays(batch, schema=schema))
-        partial.rename(self.folder / f"{name}.arrow")
+        Block.write(self.folder / f"{name}.bin", rows, values)
 
     def read(self, number: int, names: Sequence[str]) -> Values:
         """Columns of one range, in the table's order."""
-        start, end = self.ranges[number]
-        out = {name: np.empty(end - start) for name in names}
-        for path in sorted(self.folder.glob("*.arrow")):
-            with pa.memory_map(str(path)) as source:
-                file = ipc.open_file(source)
-                held = [name for name in file.schema.names if name in out]
-                batch = file.get_batch(number) if held else None
-                if batch is not None and batch.num_rows:
-                    rows = batch.column(ROW).to_numpy() - start
-                    for name in held:
-                        put(batch.column(name).to_numpy(), rows, out[name])
-        return out
+        return self._rows(*self.ranges[number], names)
+
+    def column(self, name: str) -> F64:
+        """A column of all rows."""
+        return self._rows(0, self.rows, [name])[name]
+
+    def _rows(self, start: int, end: int, names: Sequence[str]) -> Values:
+        out = np.empty((len(names), end - start))
+        place = {name: number for number, name in enumerate(names)}
+        for block in self._blocks() if place else []:
+            block.put(start, end, place, out)
+        return dict(zip(names, out, strict=True))
+
+    def _blocks(self) -> list[Block]:
+        for path in self.folder.glob("*.json"):
+            if path.stem not in self.opened:
+                self.opened[path.stem] = Block.open(path)
+        return [self.opened[name] for name in sorted(self.opened)]
 
     @property
     def names(self) -> list[str]:
         """Columns that are there."""
-        found = set[str]()
-        for path in self.folder.glob("*.arrow"):
-            with pa.memory_map(str(path)) as source:
-                found.update(ipc.open_file(source).schema.names)
-        return sorted(found - {ROW})
+        return sorted({name for block in self._blocks() for name in (*block.wide, *block.small)})
 
 
 class Stored(Mapping[str, F64]):
@@ -119,8 +180,7 @@ class Stored(Mapping[str, F64]):
     def __getitem__(self, name: str) -> F64:
         if name not in self._store.names:
             raise KeyError(name)
-        parts = [self._store.read(number, [name])[name] for number in range(len(self._store.ranges))]
-        return np.concatenate([np.empty(0), *parts])
+        return self._store.column(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._store.names)
@@ -275,8 +335,12 @@ def _keyed_phase(phase: Phase, cut: Cut, store: Store, how: EngineParams, also: 
         ledger = cut.ledger(rows, bucket)
         also(ledger)
         if phase.tasks and len(ledger):
-            values = engine.run_phase(ledger, phase, {need: rows[need].to_numpy() for need in phase.needs}, how)
-            store.write(f"{phase.tasks[0].kpi.name}-{bucket:05d}", rows[ROW].to_numpy(), values)
+            made, numbers = {need: rows[need].to_numpy() for need in phase.needs}, rows[ROW].to_numpy()
+            name = f"{phase.tasks[0].kpi.name}-{bucket:05d}"
+            engine.by_bucket(
+                ledger, phase, made, how,
+                lambda at, values, name=name, numbers=numbers: store.write(f"{name}-{at[0]:09d}", numbers[at], values),
+            )  # fmt: skip
     shutil.rmtree(cut.folder, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ import polars as pl
 from reperform.featurize.graph import is_edge, nodes_of
 from reperform.featurize.kernels import I64, Mask
 from reperform.featurize.ledger import Ledger
-from reperform.featurize.motifs import Adjacency, pair_totals
+from reperform.featurize.motifs import Adjacency, either_way, linked
 from reperform.featurize.windows import DAY_US
 
 
@@ -18,11 +18,11 @@ class Moment:
 
     Args:
         out: payees by payer.
-        both: neighbours, whoever pays; pairs are codes of unordered pairs.
-        count: payments by ordered pair.
-        links: payments by unordered pair.
-        cents: hundredths by ordered pair.
-        earliest: time of the first payment by ordered pair.
+        both: neighbours, whoever pays.
+        count: payments by pair of `out`.
+        links: payments by pair of `both`.
+        cents: hundredths by pair of `out`.
+        earliest: time of the first payment by pair of `out`.
         latest: time of the last one.
     """
 
@@ -43,10 +43,8 @@ class PaymentGraph:
         nodes: accounts and counterparties together.
         account: node of each row's account.
         counterparty: node of each row's counterparty; -1 where none is named.
-        pair: ordered pair of payer and payee by row; -1 where the row is no edge.
-        unordered: unordered pair by ordered pair.
+        pair: pair of payer and payee by row, as a place in `out`; -1 where the row is no edge.
         out: payees by payer, of all times.
-        both: neighbours, of all times.
         time: when each row happened.
         known: when each row became known.
         cents: hundredths by row.
@@ -56,9 +54,7 @@ class PaymentGraph:
     account: I64
     counterparty: I64
     pair: I64
-    unordered: I64
     out: Adjacency
-    both: Adjacency
     time: I64
     known: I64
     cents: I64
@@ -72,18 +68,12 @@ class PaymentGraph:
         edge = is_edge(ledger, payer, payee) & (payer != payee)
         keys, pair = _codes(payer * nodes + payee, edge)
         first, second = (keys // nodes, keys % nodes) if nodes else (keys, keys)
-        lower, upper = np.minimum(first, second), np.maximum(first, second)
-        links, unordered = np.unique(lower * nodes + upper, return_inverse=True)
-        ends = (links // nodes, links % nodes) if nodes else (links, links)
-        which = np.arange(len(links))
         return cls(
             nodes=nodes,
             account=account,
             counterparty=counterparty,
             pair=pair,
-            unordered=unordered.astype(np.int64),
             out=Adjacency.of(first, second, np.arange(len(keys)), nodes),
-            both=Adjacency.of(np.concatenate(ends), np.concatenate(ends[::-1]), np.concatenate([which, which]), nodes),
             time=ledger.time,
             known=ledger.known,
             cents=ledger.cents,
@@ -92,11 +82,14 @@ class PaymentGraph:
     def at(self, moment_us: int, window_us: int) -> Moment:
         """Payments of [moment - window, moment) that were known by the moment."""
         first, end = np.searchsorted(self.time, [moment_us - window_us, moment_us])
-        count, cents, earliest, latest, links = pair_totals(
-            self.pair, self.unordered, self.cents, self.time, self.known, int(first), int(end), moment_us,
-            len(self.both.others) // 2,
+        starts, payees, count, cents, earliest, latest = linked(
+            self.pair, self.cents, self.time, self.known, int(first), int(end), moment_us, self.out.starts,
+            self.out.others,
         )  # fmt: skip
-        return Moment(self.out.where(count), self.both.where(links), count, links, cents, earliest, latest)
+        both_starts, neighbours, links = either_way(starts, payees, count)
+        out = Adjacency(starts, payees, np.arange(len(payees)))
+        both = Adjacency(both_starts, neighbours, np.arange(len(neighbours)))
+        return Moment(out, both, count, links, cents, earliest, latest)
 
 
 def graph_of(ledger: Ledger) -> PaymentGraph:

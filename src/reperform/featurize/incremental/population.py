@@ -65,10 +65,10 @@ class Nodes:
     def of(cls, ledger: Extract, parties: Names) -> "Nodes":
         """The graph of a ledger."""
         graph = graph_of(ledger)
-        out, both = (_with_one_more(adjacency) for adjacency in (graph.out, graph.both))
+        out = _with_one_more(graph.out)
         place = np.full(len(parties), graph.nodes)
         place[parties.encode(names_of(ledger))] = np.arange(graph.nodes)
-        return cls(replace(graph, nodes=graph.nodes + 1, out=out, both=both), place)
+        return cls(replace(graph, nodes=graph.nodes + 1, out=out), place)
 
     def node(self, party: int) -> int:
         """Node of a party; -1 for none."""
