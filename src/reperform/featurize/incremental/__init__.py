@@ -322,10 +322,10 @@ class State:
         now[place] = True
         account = int(self.table["account_id"][rows[0]]) if phase.key == "account" else -1
         base = self.extract(rows, sorted(phase.inputs - {"transaction_id"}), account=account)  # no KPI reads names
-        longest, ledgers = max(self._reach(task) for task in phase.tasks), dict[int, Extract]()
+        ledgers: dict[int, Extract] = {}
         out: Values = {}
         for task in phase.tasks:
-            reach = longest if self._reach(task) else 0  # two ledgers at most: what they hold serves many KPIs
+            reach = self._reach(task)
             if reach not in ledgers:
                 asks = now if reach == 0 else now | (time >= time[place].min() - reach)
                 ledgers[reach] = replace(base, asks=asks)
