@@ -27,6 +27,8 @@ class RandomForestDetector(Detector):
         max_depth: of each tree; 0 grows them until their leaves are pure.
         min_samples_leaf: least rows in a leaf.
         max_features: share of columns tried at each split; 0 tries the square root of their number.
+        max_samples: rows drawn for each tree, with replacement; 0 draws as many as there are. Fewer cost less time, and
+            trees that saw different rows differ more.
         features: names of the columns.
         seed: of the draws.
 
@@ -39,6 +41,7 @@ class RandomForestDetector(Detector):
         "max_depth": (0, 64),
         "min_samples_leaf": (1, 100_000),
         "max_features": (0, 1),
+        "max_samples": (0, 100_000_000),
     }
 
     def __init__(
@@ -48,6 +51,7 @@ class RandomForestDetector(Detector):
         max_depth: int = 0,
         min_samples_leaf: int = 1,
         max_features: float = 0.0,
+        max_samples: int = 0,
         features: tuple[str, ...] = (),
         seed: int = 0,
     ) -> None:
@@ -55,6 +59,7 @@ class RandomForestDetector(Detector):
         self.max_depth = max_depth
         self.min_samples_leaf = min_samples_leaf
         self.max_features = max_features
+        self.max_samples = max_samples
         self.features = features
         self.seed = seed
 
@@ -67,6 +72,7 @@ class RandomForestDetector(Detector):
             max_depth=self.max_depth or None,
             min_samples_leaf=self.min_samples_leaf,
             max_features=self.max_features or "sqrt",
+            max_samples=min(self.max_samples, len(x)) or None,
             n_jobs=THREADS,
             random_state=self.seed,
         ).fit(x, y, sample_weight=weight)
