@@ -169,6 +169,13 @@ def test_a_parameter_learned_from_everything_is_caught(small: World, monkeypatch
     assert got.differing > 0
 
 
+@pytest.mark.parametrize("name", certify.LEAKS)
+def test_leaks_are_caught_where_money_goes_one_way_only(name: str, small: World) -> None:
+    one_way = certify.Tables(small[0].with_columns(direction=pl.lit("out")), small[1], small[2])
+    rng = np.random.default_rng(0)
+    assert certify._caught(certify.LEAKS[name], certify.bench(one_way, rng), rng)
+
+
 def test_everything_after_a_moment_is_changed_and_nothing_before(small: World) -> None:
     whole = certify.Tables(*small)
     moment = whole.transactions["booked_at"][250]
