@@ -433,7 +433,7 @@ def write_inputs(rows: pl.DataFrame) -> None:
     tables.write_table(filing_truth, "simulate", "filing_truth")
     tables.write_table(schemas.empty(schemas.SCORES), "ensemble", "filing_scores")
     value = np.random.default_rng(1).normal(size=rows.height)
-    for name in ("rules", "isolation_forest", "one_class_svm", "xgboost", "lstm_autoencoder"):
+    for name in ("rules", "isolation_forest", "one_class_svm", "xgboost", "random_forest", "lstm_autoencoder"):
         tables.write_table(scores(rows, value, name), f"train/{name}", "scores")
         tables.write_json([], f"tune/{name}", "trials")
     tables.write_table(scores(rows, value, alert=value > 2), "ensemble", "scores")

@@ -265,7 +265,7 @@ def write_inputs(n: int) -> None:
         tables.write_table(scored, place, "scores")
 
 
-DETECTORS = ("rules", "isolation_forest", "one_class_svm", "xgboost", "lstm_autoencoder")
+DETECTORS = ("rules", "isolation_forest", "one_class_svm", "xgboost", "random_forest", "lstm_autoencoder")
 
 
 @pytest.mark.parametrize(("n", "reason"), [(5000, None), (0, "no transactions")])

@@ -19,6 +19,7 @@ DETECTOR_COLOURS = {
     "isolation_forest": ORANGE,
     "one_class_svm": GREEN,
     "xgboost": BLUE,
+    "random_forest": SKY,
     "lstm_autoencoder": PURPLE,
     "ensemble": VERMILION,
 }
