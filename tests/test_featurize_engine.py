@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from reperform import featurize
 from reperform.errors import ReperformError
-from reperform.featurize import buckets, dictionary, engine
+from reperform.featurize import buckets, dictionary, engine, outofcore
 from reperform.featurize.kpis import KPIS
 from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Values
@@ -229,3 +229,22 @@ def test_quantiles_are_those_of_polars(n: int) -> None:
     values = pl.Series([None, *np.random.default_rng(n).normal(size=n).round(1)], dtype=pl.Float64)
     expected = {f"{q:g}": values.quantile(q, "nearest") for q in dictionary.QUANTILES}
     assert dictionary.quantiles(values) == expected
+
+
+def test_a_window_of_correlation_shorter_than_its_lags_is_refused() -> None:
+    kpi = KPIS["correlation"]
+    with pytest.raises(ReperformError, match="too short for its lags"):
+        kpi.columns(kpi.settings_of({"correlation": {"days": 7}}))
+
+
+def test_files_between_give_back_any_value_of_any_rows(tmp_path: Path) -> None:
+    store = outofcore.Store(tmp_path, 6, 4)
+    edge = np.array([np.nan, -0.0, 127.0])
+    store.write("a", np.array([5, 0, 3]), {"counts": np.array([-127.0, np.nan, 0.0]), "edge": edge})
+    store.write("b", np.array([1, 2, 4]), {"counts": np.array([-128.0, 0.5, 1e300]), "edge": edge})
+    ranges = [store.read(number, ["edge", "counts"]) for number in range(2)]
+    counts, edges = (np.concatenate([one[name] for one in ranges]) for name in ("counts", "edge"))
+    assert_same_bits({"counts": counts}, {"counts": np.array([np.nan, -128.0, 0.5, 0.0, 1e300, -127.0])})
+    assert_same_bits({"edge": edges}, {"edge": np.array([-0.0, np.nan, -0.0, 127.0, 127.0, np.nan])})
+    assert np.signbit(edges[[0, 2]]).all()
+    assert np.array_equal(store.column("counts"), counts, equal_nan=True)

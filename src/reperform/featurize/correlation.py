@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from reperform.errors import ReperformError
 from reperform.featurize.kernels import F64, I64, Mask
 from reperform.featurize.ledger import Ledger
 from reperform.featurize.opening import Series, data_begin, entities, series, stream_keys
@@ -41,6 +42,14 @@ class Settings:
 
 def columns(settings: Settings) -> tuple[Column, ...]:
     """Decoupling from the account's own past."""
+    if settings.days <= settings.lags:
+        raise ReperformError(
+            "KPI 12's window is too short for its lags.",
+            expected=f"more days than lags: at least {settings.lags + 1}",
+            got=f"days: {settings.days}, lags: {settings.lags}",
+            where="params.yaml:featurize.settings.correlation",
+            fix="give more days or fewer lags in conf/featurize/ and run `make params`",
+        )
     w = f"{settings.days}d"
     return (
         Column(

@@ -95,15 +95,16 @@ def columns(settings: Settings) -> tuple[Column, ...]:
 
 def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """Paths and links as known at each row."""
-    return _paths(ledger, settings) | bad_neighbours(ledger, settings.window)
+    return paths(ledger, settings) | bad_neighbours(ledger, settings.window)
 
 
-def _paths(ledger: Ledger, settings: Settings) -> Values:
+def paths(ledger: Ledger, settings: Settings, asks: I64 | None = None) -> Values:
+    """Circles, chains and gathered money that end in rows: in all of them, or in those that ask."""
     payer, payee, keys = nodes_of(ledger)
     edges = Rows.ordered(np.where(is_edge(ledger, payer, payee), payee, -1), ledger.time, keys)
     enter = np.maximum(ledger.known, ledger.time + 1)
     named = (payer >= 0) & (payee >= 0)
-    return paths_to(edges, ledger.time, enter, ledger.cents, np.where(named, payer, -1), payee, settings)
+    return paths_to(edges, ledger.time, enter, ledger.cents, np.where(named, payer, -1), payee, settings, asks)
 
 
 def paths_to(  # noqa: PLR0917  # the arrays that compiled functions take by position

@@ -244,50 +244,6 @@ def spread_small(columns: NDArray[np.int8], first: int, rows: I64, which: I64, o
 
 
 @kernel
-def at_ranks(values: F64, ranks: I64) -> F64:
-    """The values that would stand at some places if they were sorted: counted by their first 16 bits, then selected.
-
-    Args:
-        values: none of them NaN.
-        ranks: places, ascending.
-    """
-    bits = values.view(np.int64)
-    count = np.zeros(1 << 16, np.int64)
-    for bit in bits:
-        count[_high(bit)] += 1
-    begin, of_rank = np.full(1 << 16, -1, np.int64), np.empty(len(ranks), np.int64)
-    before, cell, room = 0, 0, 0
-    offset = np.empty(len(ranks), np.int64)
-    for position in range(len(ranks)):
-        while before + count[cell] <= ranks[position]:
-            before += count[cell]
-            cell += 1
-        of_rank[position], offset[position] = cell, ranks[position] - before
-        if begin[cell] < 0:
-            begin[cell] = room
-            room += count[cell]
-    held, filled = np.empty(room), begin.copy()
-    for position in range(len(values)):
-        cell = _high(bits[position])
-        if begin[cell] >= 0:
-            held[filled[cell]] = values[position]
-            filled[cell] += 1
-    out = np.empty(len(ranks))
-    for position in range(len(ranks)):
-        cell = of_rank[position]
-        out[position] = _nth(held[begin[cell] : begin[cell] + count[cell]], offset[position])
-    return out
-
-
-@kernel
-def _high(bits: int) -> int:
-    """The first 16 bits of a float, in the order of the floats; -0.0 counts as 0.0."""
-    if bits >= 0:
-        return (bits >> 48) + (1 << 15)
-    return (1 << 15) - (((bits & 0x7FFFFFFFFFFFFFFF) + (1 << 48) - 1) >> 48)
-
-
-@kernel
 def tape(
     ask_starts: I64,
     ask_rows: I64,

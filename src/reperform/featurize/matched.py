@@ -77,11 +77,7 @@ def fit(ledger: Ledger, end_us: int, settings: Settings) -> dict[str, Any]:
     """Medians and deviations by segment and degree, from rows of the last days of training as they were scored."""
     first_us = end_us - settings.fit_days * DAY_US
     part = _training(ledger, end_us, first_us - length_us(settings.history))
-    made: dict[str, F64] = {}
-    for kpi in (network.KPI, graph.KPI, structure.KPI):
-        defaults = kpi.settings_of({})
-        learned = kpi.fit(part, end_us, defaults)
-        made |= kpi.compute(part, learned, defaults, made)
+    made = _indicators(part, int(np.searchsorted(part.time, first_us)), end_us)
     absent = [name for name in (*settings.indicators, *DEGREE) if name not in made]
     if absent:
         raise ReperformError(
@@ -91,11 +87,25 @@ def fit(ledger: Ledger, end_us: int, settings: Settings) -> dict[str, Any]:
             where="featurize.settings.network_matched.indicators",
             fix=nearest(absent[0], made),
         )
-    rows = part.time >= first_us
-    table = pl.DataFrame({name: made[name][rows] for name in settings.indicators}, nan_to_null=True)
-    table = table.with_columns(segment=part.segment.filter(pl.Series(rows)), bin=degree_bins(made)[rows])
+    table = pl.DataFrame({name: made[name] for name in settings.indicators}, nan_to_null=True)
+    table = table.with_columns(
+        segment=part.segment.filter(pl.Series(part.time >= first_us)),
+        bin=degree_bins(made),
+    )
     groups: dict[str, list[str]] = {"": [], "segment": ["segment"], "segment and degree": ["segment", "bin"]}
     return {name: _groups(table, by, settings) for name, by in groups.items()}
+
+
+def _indicators(part: Ledger, first: int, end_us: int) -> Values:
+    """KPI 13 with its default windows, of rows from a first one on: earlier ones are looked back at and do not ask."""
+    since, settings = slice(first, None), structure.KPI.settings_of({})
+    learned = structure.fit(part, end_us, settings)
+    made = network.KPI.compute(part, {}, network.KPI.settings_of({}), {})
+    made |= structure.values_from(part, learned, settings, first)
+    over_paths = graph.KPI.settings_of({})
+    made |= graph.bad_neighbours(part, over_paths.window)
+    found = graph.paths(part, over_paths, np.arange(first, len(part)))
+    return {name: values[since] for name, values in made.items()} | found
 
 
 def _training(ledger: Ledger, end_us: int, from_us: int) -> Ledger:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,11 @@ class Block:
         """Write the values of a range of the table's rows to their places; shape (columns, rows of the range)."""
         first, last = np.searchsorted(self.rows, [start, end])
         rows = self.rows[first:last] - start
-        for names, values, write in (
-            (self.wide, self.wide_values, spread), (self.small, self.small_values, spread_small)
-        ):  # fmt: skip
-            which = np.array([place.get(name, -1) for name in names], np.int64)
-            if len(rows) and (which >= 0).any():
-                write(values, int(first), rows, which, out)
+        wide, small = (np.array([place.get(name, -1) for name in names], np.int64) for names in (self.wide, self.small))
+        if (wide >= 0).any():
+            spread(self.wide_values, int(first), rows, wide, out)
+        if (small >= 0).any():
+            spread_small(self.small_values, int(first), rows, small, out)
 
 
 @dataclass(frozen=True)
@@ -336,12 +336,14 @@ def _keyed_phase(phase: Phase, cut: Cut, store: Store, how: EngineParams, also: 
         also(ledger)
         if phase.tasks and len(ledger):
             made, numbers = {need: rows[need].to_numpy() for need in phase.needs}, rows[ROW].to_numpy()
-            name = f"{phase.tasks[0].kpi.name}-{bucket:05d}"
-            engine.by_bucket(
-                ledger, phase, made, how,
-                lambda at, values, name=name, numbers=numbers: store.write(f"{name}-{at[0]:09d}", numbers[at], values),
-            )  # fmt: skip
+            keep = partial(_store, store, f"{phase.tasks[0].kpi.name}-{bucket:05d}", numbers)
+            engine.by_bucket(ledger, phase, made, how, keep)
     shutil.rmtree(cut.folder, ignore_errors=True)
+
+
+def _store(store: Store, name: str, numbers: I64, at: I64, values: Values) -> None:
+    """Write values of some rows of a file, given the numbers of all its rows in the table."""
+    store.write(f"{name}-{at[0]:09d}", numbers[at], values)
 
 
 def key_buckets(source: Source, key: str, part_rows: int) -> pl.DataFrame:

@@ -135,10 +135,15 @@ def _egonets(moment: Moment, settings: Settings) -> tuple[I64, I64, I64]:
 
 def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """The values of each day's beginning, for the rows of that day."""
+    return values_from(ledger, fitted, settings, 0)
+
+
+def values_from(ledger: Ledger, fitted: dict[str, Any], settings: Settings, first: int) -> Values:
+    """The same for rows from a first one on; those of days that are over before it stay unknown."""
     graph, ranks = graph_of(ledger), Ranks(graph_of(ledger), settings)
     bad_from = first_known(graph.account, graph.nodes, positive_known(ledger))
     out = {column.name: np.full(len(ledger), np.nan) for column in columns(settings)}
-    for day, begin, end in day_slices(ledger):
+    for day, begin, end in [one for one in day_slices(ledger) if one[2] > first]:
         found = at_day(ranks, day, bad_from, fitted, settings)
         node, other = graph.account[begin:end], graph.counterparty[begin:end]
         for name, values in of_parties(found, node, other, settings, labelled=ledger.labels.height > 0).items():
