@@ -5,6 +5,7 @@ phase and bucket, in the table's order, so that a range of its rows can be read 
 """
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,7 @@ class Block:
         wide_values: shape (columns, rows).
         small: names of columns of whole numbers that fit into a byte.
         small_values: shape (columns, rows).
+        content: the file, which the arrays are views of.
     """
 
     rows: I64
@@ -69,6 +71,7 @@ class Block:
     wide_values: F64
     small: list[str]
     small_values: NDArray[np.int8]
+    content: mmap.mmap
 
     @classmethod
     def write(cls, path: Path, rows: I64, values: Mapping[str, F64]) -> None:
@@ -89,22 +92,26 @@ class Block:
             for narrow in small.values():
                 file.write(narrow.data)
         header = {"rows": len(rows), "wide": wide, "small": list(small)}
-        # The header comes last: a file without one is not whole.
-        path.with_suffix(".json").write_text(json.dumps(header), encoding="utf-8")
+        # The header comes last, and at once: another thread may read meanwhile, and a file without one is not whole.
+        partly = path.with_suffix(".partial")
+        partly.write_text(json.dumps(header), encoding="utf-8")
+        partly.rename(path.with_suffix(".json"))
 
     @classmethod
     def open(cls, path: Path) -> "Block":
         """Map a file by its header's path."""
         header = json.loads(path.read_text(encoding="utf-8"))
         n, wide, small = header["rows"], header["wide"], header["small"]
-        content = np.memmap(path.with_suffix(".bin"), np.uint8, "r")
-        edges = np.cumsum([8 * n, 8 * n * len(wide), n * len(small)])
+        with path.with_suffix(".bin").open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        edges = np.cumsum([8 * n, 8 * n * len(wide)])
         return cls(
-            np.asarray(content[: edges[0]]).view(np.int64),
+            np.frombuffer(content, np.int64, n),
             wide,
-            np.asarray(content[edges[0] : edges[1]]).view(np.float64).reshape(len(wide), n),
+            np.frombuffer(content, np.float64, n * len(wide), int(edges[0])).reshape(len(wide), n),
             small,
-            np.asarray(content[edges[1] : edges[2]]).view(np.int8).reshape(len(small), n),
+            np.frombuffer(content, np.int8, n * len(small), int(edges[1])).reshape(len(small), n),
+            content,
         )
 
     def put(self, start: int, end: int, place: Mapping[str, int], out: F64) -> None:
@@ -116,6 +123,8 @@ class Block:
             spread(self.wide_values, int(first), rows, wide, out)
         if (small >= 0).any():
             spread_small(self.small_values, int(first), rows, small, out)
+        # Else all files that were ever read would count as this process's memory.
+        self.content.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
