@@ -9,7 +9,10 @@ import pytest
 
 from reperform import heldout, stability, studies
 from reperform.featurize.engine import selected
+from reperform.figures import evaluate as draw
 from reperform.params import StudiesParams
+from reperform.report import pages
+from reperform.report.evidence import Evidence
 from tests import featurize_tables as given
 
 SETTINGS = StudiesParams(alert_share=0.5, found_from=0.3)
@@ -149,3 +152,71 @@ def test_a_run_without_models_is_refused_by_name(project: Path) -> None:
     (folder / "fit.json").write_text(json.dumps({"features": [], "parameters": {}, "seed": 1}))
     with pytest.raises(ReperformError, match="xgboost is not trained"):
         rescore.members(["xgboost"])
+
+
+# --- what readers see ------------------------------------------------------------------------------------------------
+
+
+def test_held_out_recall_is_shown_per_typology_and_detector() -> None:
+    records = [record("ensemble", "fan_out", 0.3), record("rules", "fan_out", 0.0)]
+    assert pages.heldout_table({"records": records}) == [
+        {"typology": "fan out", "anomalies": 2, "ensemble": "0.30", "rules": "0.00"}
+    ]
+
+
+def test_stability_is_shown_with_its_lowest_pair() -> None:
+    one, other = np.array([4.0, 3, 2, 1]), np.array([4.0, 1, 3, 2])
+    agreed = stability.agreement([one, other], np.array([True, False, False, False]), 0.5, seed=0)
+    (row,) = pages.stability_table({"detectors": [{"detector": "xgboost"} | agreed]})
+    assert row["jaccard"] == "0.33 (0.33)"
+    assert row["average_precision"] == "1.000 to 1.000"
+
+
+def test_a_groups_share_is_shown_with_its_interval_or_as_unknown() -> None:
+    row = {"recall": 0.5, "recall_low": 0.25, "recall_high": 0.75}
+    assert pages._percent_with_interval(row, "recall") == "50 % (25 to 75)"
+    assert pages._percent_with_interval(dict.fromkeys(row), "recall") == "n/a"
+
+
+def test_evidence_notes_a_study_as_a_source(project: Path) -> None:
+    evidence = Evidence(project, project / "figures")
+    assert evidence.study("power") is None
+    studies.write("power", {"events": 3}, [])
+    found = evidence.study("power")
+    assert found is not None
+    assert found["standing"] == "Made from the models of this run."
+    assert [one["output"] for one in evidence.sources()] == ["`reports/studies/power.json`"]
+
+
+def test_power_maps_count_events_in_every_cell() -> None:
+    cells = [
+        {
+            "pattern": name,
+            "amount": amount,
+            "gap_hours": gap,
+            "length": 3,
+            "events": 4,
+            "found": found,
+            "share": found / 4,
+        }
+        for name in ("fan_in", "fan_out")
+        for gap in (0.5, 72.0)
+        for amount, found in ((50.0, 1), (800.0, 4))
+    ]
+    axes = draw.power_maps(cells).axes[0]
+    assert axes.get_title(loc="left") == "fan in, 3 payments"
+    assert sorted(text.get_text() for text in axes.texts) == ["1/4", "1/4", "4/4", "4/4"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["30 min", "3 d"]
+    assert "Nothing to draw" in draw.power_maps([]).axes[0].texts[0].get_text()
+
+
+def test_figures_of_nothing_say_so() -> None:
+    assert "Nothing to draw" in draw.heldout_recall([], 0.3).axes[0].texts[0].get_text()
+    assert "Nothing to draw" in draw.segment_rates([], "channel").axes[0].texts[0].get_text()
+
+
+def test_a_held_out_figure_marks_unseen_and_shown_recall() -> None:
+    shown = [record("ensemble", "cycle", 0.4) | {"low": 0.2, "high": 0.6, "recall_with_labels": 0.8, "n": 20}]
+    axes = draw.heldout_recall(shown, 0.3).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cycle (n=20)"]
+    assert any(np.array_equal(line.get_xdata(), [0.8]) for line in axes.lines)

@@ -200,15 +200,31 @@ def fits(e: Evidence) -> list[dict[str, Any]]:
 def segment_rows(e: Evidence, segment: str) -> list[dict[str, Any]]:
     """The ensemble in each group of a segment."""
     rows = only(e.get("evaluate/tables", f"per_{segment}"), detector="ensemble")
-    return [row | {"too_small": row["too_small"] or "no"} for row in rows]
+    return [
+        row
+        | {"too_small": row["too_small"] or "no"}
+        | {name: _percent_with_interval(row, name) for name in ("recall", "precision", "false_positive_rate")}
+        for row in rows
+    ]
+
+
+def _percent_with_interval(row: Mapping[str, Any], name: str) -> str:
+    """`58.4 % (50.9 to 65.9)`; `n/a` where there is nothing to take a share of."""
+    estimate, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if estimate is None:
+        return "n/a"
+    digits = 2 if name == "false_positive_rate" else 0
+    told = f"{100 * estimate:.{digits}f} %"
+    return told if low is None else f"{told} ({100 * low:.{digits}f} to {100 * high:.{digits}f})"
 
 
 def heldout_table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Recall of every detector for each typology that it never saw."""
     rows: dict[str, dict[str, Any]] = {}
     for record in found["records"]:
-        row = rows.setdefault(record["typology"], {"typology": record["typology"], "anomalies": record["n"]})
-        row[record["detector"]] = record["recall"]
+        name = record["typology"].replace("_", " ")
+        row = rows.setdefault(name, {"typology": name, "anomalies": record["n"]})
+        row[record["detector"].replace("_", " ")] = f"{record['recall']:.2f}"
     return list(rows.values())
 
 
