@@ -74,8 +74,9 @@ def record(metrics: Mapping[str, Any], parameters: Mapping[str, Any], artifacts:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415  # costs a second
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    with _silent():  # a warning on import would put this machine's paths into the notebook
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415  # costs a second
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     hashes = {name: file_hash(path) for name, path in sorted(artifacts.items())}
     try:
