@@ -21,6 +21,7 @@ from reperform.params import EnsembleParams, SplitParams
 Floats = NDArray[np.float64]
 LEAST_ANOMALIES = 10
 ISOTONIC_FROM = 1000  # anomalies; with fewer, the steps of an isotonic curve follow single labels
+SMOOTHED_BELOW = 100  # anomalies
 RIDGE = 1e-3
 TAIL_KNOTS = 256
 BEYOND_KNOTS = 11  # the last one is a thousand times as far from the median as the highest validation score
@@ -188,7 +189,7 @@ def calibrated(margins: Floats, y: NDArray[Any], method: str) -> Calibration | N
         y: shape (n,), 1 or 0.
         method: `isotonic`, `sigmoid`, or `auto`: isotonic from 1,000 anomalies.
 
-    Source: Platt (1999) with his smoothed targets; Zadrozny and Elkan (2002).
+    Source: Platt (1999), below 100 anomalies with his smoothed targets; Zadrozny and Elkan (2002).
     """
     anomalies = int(y.sum())
     if not LEAST_ANOMALIES <= anomalies < len(y):
@@ -197,7 +198,9 @@ def calibrated(margins: Floats, y: NDArray[Any], method: str) -> Calibration | N
         curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(margins, y)
         return Calibration("isotonic", np.asarray(curve.X_thresholds_), np.asarray(curve.y_thresholds_))
     normal = len(y) - anomalies
-    target = np.where(y == 1, (anomalies + 1) / (anomalies + 2), 1 / (normal + 2))
+    # Few labels may be told apart perfectly by chance: Platt moves them inwards. With many, it only flattens the curve.
+    smoothed = np.where(y == 1, (anomalies + 1) / (anomalies + 2), 1 / (normal + 2))
+    target = smoothed if anomalies < SMOOTHED_BELOW else y.astype(np.float64)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         z = theta[0] * margins + theta[1]
