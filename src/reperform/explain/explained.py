@@ -100,7 +100,8 @@ def member(name: str, detector: Detector, background: Floats, settings: ExplainP
         background: shape (b, p), training rows.
         settings: of the stage.
     """
-    if isinstance(detector, detectors.DETECTORS[BOOSTED]):
+    # With a class per typology the score is no margin of single trees, and TreeSHAP would not add up to it.
+    if isinstance(detector, detectors.DETECTORS[BOOSTED]) and getattr(detector, "classes", "binary") == "binary":
         booster = detector.booster_
         score = attributions.boosted_margin(booster)
         words = "TreeSHAP, path dependent"
