@@ -33,10 +33,10 @@ params: $(READY) ## compose params.yaml from conf/ (EXPERIMENT and SET as above)
 	@$(PY) -m reperform params $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(SET)
 
 test: $(READY) ## run every test
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 test-fast: $(READY) ## run the tests that take seconds
-	$(PY) -m pytest -n 2 -m "not slow"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(READY) ## check style, types and notebooks
 	$(RUN) ruff check .
