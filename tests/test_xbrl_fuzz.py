@@ -1,10 +1,11 @@
 """Fuzzing: whatever arrives, a filing is read or refused with its reason, and nothing else happens.
 
 Inputs tried in one run: 60 for the look before Arelle of each of XML, JSON, zips and addresses, 60 for duplicates, and
-with `-m slow` 500 through Arelle.
+with `-m slow` 120 through Arelle; REPERFORM_FUZZED_FILINGS=500 tries as many (about a second each).
 """
 
 import json
+import os
 import random
 import re
 import tempfile
@@ -181,15 +182,18 @@ def any_mutation(seed: bytes, chance: random.Random) -> bytes:
     return mutated(seed, edits)
 
 
+FILINGS = int(os.environ.get("REPERFORM_FUZZED_FILINGS", "120"))
+
+
 @pytest.mark.slow
-def test_500_filings_through_arelle_in_one_process(tmp_path: Path) -> None:
+def test_many_filings_through_arelle_in_one_process(tmp_path: Path) -> None:
     """Mutations of all five forms; each gives a filing or a refusal, and no folder of this machine shows."""
     chance = random.Random(7)
     cache = taxonomies.gather([], [], tmp_path / "cache")
     folder = tmp_path / "filings"
     folder.mkdir()
     answers: dict[str, int] = {}
-    for number in range(500):
+    for number in range(FILINGS):
         name = chance.choice(list(SEEDS))
         content = any_mutation(SEEDS[name], chance)
         if name == "f.zip" and chance.random() < 0.8:  # the outside is fuzzed above
@@ -212,6 +216,6 @@ def test_500_filings_through_arelle_in_one_process(tmp_path: Path) -> None:
         rule = answer.rule if isinstance(answer, Refusal) else "read"
         answers[rule] = answers.get(rule, 0) + 1
         path.unlink()
-    assert sum(answers.values()) == 500
-    assert answers["read"] > 50, answers  # the mutations reach beyond the first look
+    assert sum(answers.values()) == FILINGS
+    assert answers["read"] > FILINGS // 10, answers  # the mutations reach beyond the first look
     assert len(answers) > 5, answers
