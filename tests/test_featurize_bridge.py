@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reperform.featurize.bridge import FILING_BRIDGE, filing_bridge
+from reperform.featurize.bridge import filing_bridge
+from reperform.schemas import FILING_BRIDGE
 from tests import filing_samples as sample
 from tests.filing_samples import JANUARY, at, fact, filing, transaction
 

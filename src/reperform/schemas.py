@@ -299,3 +299,28 @@ def checked(frame: pl.DataFrame, schema: pa.DataFrameSchema) -> pl.DataFrame:
             where=f"table {schema.name}, {frame.height} rows",
             fix="mend the stage that made it; rows from outside are quarantined by stage validate",
         ) from error
+
+
+# What would explain that a ledger total of a filing differs from its transactions; see featurize/bridge.py.
+FILING_BRIDGE: dict[str, Any] = {
+    "filing_id": pl.String,
+    "entity_id": pl.String,
+    "filed_at": UTC_US,
+    "concept": pl.String,
+    "dimensions": pl.String,
+    "unit": pl.String,
+    "filed": pl.Float64,
+    "ledger": pl.Float64,
+    "gap": pl.Float64,
+    "rank": pl.Int64,
+    "explanation": pl.String,
+    "detail": pl.String,
+    "day": pl.Date,
+    "n_transactions": pl.Int64,
+    "transaction_ids": pl.String,
+    "amount_explained": pl.Float64,
+    "share_explained": pl.Float64,
+    "lines_explained": pl.Int64,
+    "lines_failed": pl.Int64,
+    "is_known_at_filing": pl.Boolean,
+}

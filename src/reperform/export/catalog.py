@@ -220,7 +220,7 @@ TABLES = (
         "data/featurize/filing_bridge.parquet",
         "What would explain that a ledger total of a filing differs from its transactions, the best explanation first.",
         ("filing_id", "concept", "dimensions", "unit", "rank"),
-        sources.FILING_BRIDGE,
+        schemas.FILING_BRIDGE,
         sources.parquet("featurize", "filing_bridge"),
     ),
     Table(

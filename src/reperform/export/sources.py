@@ -179,28 +179,6 @@ FILING_KPIS: Columns = {
     "consistency": pl.Float64,
     "severity": pl.Float64,
 }
-FILING_BRIDGE: Columns = {
-    "filing_id": pl.String,
-    "entity_id": pl.String,
-    "filed_at": UTC_US,
-    "concept": pl.String,
-    "dimensions": pl.String,
-    "unit": pl.String,
-    "filed": pl.Float64,
-    "ledger": pl.Float64,
-    "gap": pl.Float64,
-    "rank": pl.Int64,
-    "explanation": pl.String,
-    "detail": pl.String,
-    "day": pl.Date,
-    "n_transactions": pl.Int64,
-    "transaction_ids": pl.String,
-    "amount_explained": pl.Float64,
-    "share_explained": pl.Float64,
-    "lines_explained": pl.Int64,
-    "lines_failed": pl.Int64,
-    "is_known_at_filing": pl.Boolean,
-}
 FORECASTS: Columns = {
     "series": pl.String,
     "model": pl.String,

@@ -35,28 +35,6 @@ NONE: NDArray[np.int64] = np.zeros(0, np.int64)
 FLOWS = frozenset(taxonomy.qname(f"{side}TransactionsValue") for side in ("Incoming", "Outgoing"))
 MOST_EXPLANATIONS = 3
 LEFT_AT_MOST = Decimal("0.95")  # of a gap by what explains a part of it
-FILING_BRIDGE: dict[str, Any] = {
-    "filing_id": pl.String,
-    "entity_id": pl.String,
-    "filed_at": schemas.UTC_US,
-    "concept": pl.String,
-    "dimensions": pl.String,
-    "unit": pl.String,
-    "filed": pl.Float64,
-    "ledger": pl.Float64,
-    "gap": pl.Float64,
-    "rank": pl.Int64,
-    "explanation": pl.String,
-    "detail": pl.String,
-    "day": pl.Date,
-    "n_transactions": pl.Int64,
-    "transaction_ids": pl.String,
-    "amount_explained": pl.Float64,
-    "share_explained": pl.Float64,
-    "lines_explained": pl.Int64,
-    "lines_failed": pl.Int64,
-    "is_known_at_filing": pl.Boolean,
-}
 
 Mask: TypeAlias = NDArray[np.bool_]
 I64: TypeAlias = NDArray[np.int64]
@@ -186,8 +164,8 @@ def filing_bridge(
         edge_days: the ledger has to begin and end within so many days of the period.
 
     Returns:
-        `FILING_BRIDGE`, in order of (filed_at, filing_id, concept, dimensions, rank). A line without explanation has
-        one row that says so. `gap` and `amount_explained` are filed less ledger, in the line's unit.
+        `schemas.FILING_BRIDGE`, in order of (filed_at, filing_id, concept, dimensions, rank). A line without
+        explanation has one row that says so. `gap` and `amount_explained` are filed less ledger, in the line's unit.
     """
     ledgers = {str(key[0]): part for key, part in transactions.partition_by("entity_id", as_dict=True).items()}
     rows: list[dict[str, Any]] = []
@@ -195,7 +173,7 @@ def filing_bridge(
         own = ledgers.get(filing.entity_id, transactions.clear())
         if filing.form == taxonomy.FORM and filing.period_start is not None:
             rows += _explained(filing, own, base_currency, edge_days)
-    return pl.DataFrame(rows, schema=FILING_BRIDGE, orient="row")
+    return pl.DataFrame(rows, schema=schemas.FILING_BRIDGE, orient="row")
 
 
 def _explained(filing: Filed, own: pl.DataFrame, base_currency: str, edge_days: int) -> Iterator[dict[str, Any]]:
