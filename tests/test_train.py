@@ -34,9 +34,17 @@ def world(n: int = 520) -> tuple[train.Rows, pl.DataFrame]:
     keys = pl.DataFrame(
         {"transaction_id": [f"t{i}" for i in range(n)], "account_id": [f"a{a}" for a in accounts], "booked_at": booked},
         schema_overrides={"booked_at": schemas.UTC_US},
-    )
+    ).with_columns(known_at="booked_at")
     confirmed = labels(*((f"t{i}", True, booked[i] + timedelta(days=2)) for i in np.flatnonzero(is_anomaly)))
     return train.Rows(keys, x, accounts, FEATURES), confirmed
+
+
+def late_world() -> tuple[train.Rows, pl.DataFrame]:
+    """The same rows, every seventh of which arrives up to three days late."""
+    rows, given = world()
+    hours = np.where(np.arange(len(rows.x)) % 7 == 0, np.random.default_rng(2).integers(1, 72, len(rows.x)), 0)
+    late = pl.col("booked_at") + pl.duration(hours=pl.Series(hours))
+    return replace(rows, keys=rows.keys.with_columns(known_at=late)), given
 
 
 def fit_of(name: str, rows: train.Rows, given: pl.DataFrame, which: int) -> train.Fitted:
@@ -91,31 +99,92 @@ def test_nothing_to_learn_from_is_said() -> None:
     assert got.document["notes"] == ["nothing to learn from: not fitted"]
 
 
-def test_context_is_the_newest_rows_of_wanted_accounts() -> None:
+def test_rows_that_arrived_too_late_are_not_learned_from_and_are_told() -> None:
+    rows, given = world()
+    never = pl.when(pl.col("transaction_id") == "t3").then(pl.lit(day(25), schemas.UTC_US)).otherwise("known_at")
+    late = replace(rows, keys=rows.keys.with_columns(known_at=never))
+    one, other = fit_of("rules", late, given, 1).document, fit_of("rules", rows, given, 1).document
+    assert one["rows"] == other["rows"] - 1
+    assert one["left_out"] == {"not arrived when labels were last known": 1}
+
+
+def changed_by_late_rows(rows: train.Rows, detector: Any) -> tuple[int, int]:
+    """Rows whose score a row that arrived after them changes, and rows whose score one before them changes."""
+    known = rows.keys["known_at"].to_physical().to_numpy()
+    every = np.ones(len(rows.x), bool)
+    before, early, later = train.scored(detector, rows, every), 0, 0
+    for row in np.flatnonzero(rows.keys["known_at"] > rows.keys["booked_at"]):
+        x = rows.x.copy()
+        x[row] = 50
+        changed = before != train.scored(detector, replace(rows, x=x), every)
+        early += int((changed & (known < known[row])).sum())
+        later += int((changed & (known > known[row])).sum())
+    return early, later
+
+
+def test_a_late_row_changes_no_score_of_a_row_that_arrived_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, given = late_world()
+    one = fit_of("lstm_autoencoder", rows, given, 0).detector
+    early, later = changed_by_late_rows(rows, one)
+    assert early == 0
+    assert later > 100
+    # Planted leak: sequences in order of booking, which no service could have seen.
+    monkeypatch.setattr(train.Rows, "by_arrival", lambda self, numbers: np.arange(len(numbers)))
+    assert changed_by_late_rows(rows, one)[0] > 100
+
+
+def test_scores_row_by_row_on_arrival_are_those_of_the_batch() -> None:
+    rows, given = late_world()
+    one = fit_of("lstm_autoencoder", rows, given, 0).detector
+    assert one is not None
+    order = rows.by_arrival(np.arange(len(rows.x)))
+    got = np.zeros(len(rows.x))
+    for at, row in enumerate(order):
+        same = order[:at][rows.groups[order[:at]] == rows.groups[row]][-one.context_rows :]
+        got[row] = one.score_arrivals(
+            rows.x[[row]], groups=rows.groups[[row]], past=rows.x[same], past_groups=rows.groups[same]
+        )[0]
+    np.testing.assert_allclose(got, train.scored(one, rows, np.ones(len(rows.x), bool)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_new_rows_are_scored_beside_those_that_came_before(name: str) -> None:
+    rows, given = late_world()
+    one = fit_of(name, rows, given, 0).detector
+    assert one is not None
+    order = rows.by_arrival(np.arange(len(rows.x)))
+    past, new = order[:400], order[400:]
+    got = one.score_arrivals(rows.x[new], groups=rows.groups[new], past=rows.x[past], past_groups=rows.groups[past])
+    np.testing.assert_allclose(got, train.scored(one, rows, np.ones(len(rows.x), bool))[new], rtol=1e-5)
+
+
+def test_context_is_the_last_rows_of_wanted_accounts() -> None:
     groups = np.array([1, 2, 1, 1, 3, 2, 1, 3])
     wanted = np.array([0, 0, 0, 0, 0, 0, 1, 0], bool)
     assert np.flatnonzero(train.context(groups, wanted, 2)).tolist() == [2, 3]
     assert np.flatnonzero(train.context(groups, wanted, 9)).tolist() == [0, 2, 3]
     assert not train.context(groups, np.zeros(8, bool), 2).any()
+    assert np.flatnonzero(train.context(groups, wanted | (np.arange(8) == 2), 1)).tolist() == [0, 3]
 
 
-def test_context_makes_scores_what_they_are_among_all_rows() -> None:
-    rows, given = world()
+@pytest.mark.parametrize("made", [world, late_world])
+def test_context_makes_scores_what_they_are_among_all_rows(made: Callable[[], Any]) -> None:
+    rows, given = made()
     one = fit_of("lstm_autoencoder", rows, given, 0).detector
     assert one is not None
     wanted = rows.between(day(17), day(21))
-    whole = one.score(rows.x, groups=rows.groups)[wanted]
+    whole = train.scored(one, rows, np.ones(len(rows.x), bool))[wanted]
     np.testing.assert_allclose(train.scored(one, rows, wanted), whole, rtol=1e-4)
 
 
 def write_features(rows: train.Rows, given: pl.DataFrame, project: Path) -> None:
     columns = {name: pl.Series(column, dtype=pl.Float64) for name, column in zip(FEATURES, rows.x.T, strict=True)}
     frame = rows.keys.with_columns(**columns)
-    tables.write_table(frame, "featurize", "features")
+    tables.write_table(frame.drop("known_at"), "featurize", "features")
     tables.write_json(
         [{"name": n, "is_model_input": True, "null_share": 0.0} for n in FEATURES], "featurize", "dictionary"
     )
-    tables.write_table(frame.select("transaction_id", "booked_at", "account_id"), "validate", "transactions")
+    tables.write_table(rows.keys, "validate", "transactions")
     tables.write_table(given, "validate", "labels")
     content = params.raw(project / "params.yaml")
     content["split"] = {name: getattr(CALENDAR, name) for name in type(CALENDAR).__dataclass_fields__}

@@ -64,16 +64,18 @@ def _member(name: str) -> Member:
 
 
 def rows_of(features: pl.DataFrame, names: Sequence[str]) -> Rows:
-    """Rows of a feature table, with these columns, as detectors take them."""
-    keys = features.select(inputs.KEY_COLUMNS)
+    """Rows of a feature table that says when each arrived, with these columns, as detectors take them."""
+    keys = features.select(*inputs.KEY_COLUMNS, inputs.ARRIVAL)
     return Rows(keys, inputs.matrix(features, names), inputs.account_codes(features), list(names))
 
 
 def read_features(names: Sequence[str]) -> pl.DataFrame:
-    """Identity and these columns of `data/featurize/features.parquet`, as Float32."""
+    """Identity, time of arrival and these columns of `data/featurize/features.parquet`, as Float32."""
     chosen = list(dict.fromkeys(names))
     lazy = tables.scan_table("featurize", "features")
-    return lazy.select(*inputs.KEY_COLUMNS, *(pl.col(name).cast(pl.Float32) for name in chosen)).collect()
+    frame = lazy.select(*inputs.KEY_COLUMNS, *(pl.col(name).cast(pl.Float32) for name in chosen)).collect()
+    arrivals = tables.scan_table("validate", "transactions").select("transaction_id", inputs.ARRIVAL).collect()
+    return inputs.with_arrival(frame, arrivals)
 
 
 def scores_of(members_used: Sequence[Member], features: pl.DataFrame, wanted: Bools) -> dict[str, FloatArray]:

@@ -21,10 +21,13 @@ TYPOLOGY_SHARE = 0.01  # of a split's rows; alerts are far fewer
 
 @dataclass(frozen=True)
 class Rows:
-    """Transactions as detectors take them, sorted by time.
+    """Transactions as detectors take them, sorted by (booked_at, transaction_id).
+
+    Windows go by when a row was booked, sequences by when it arrived: a row is scored on arrival, and what was booked
+    before it but comes later is not there yet.
 
     Args:
-        keys: transaction_id, account_id, booked_at.
+        keys: transaction_id, account_id, booked_at, known_at.
         x: float32, shape (n, p).
         groups: shape (n,), a number for each row's account.
         features: names of the p columns.
@@ -40,6 +43,11 @@ class Rows:
         booked = self.keys["booked_at"]
         within = booked >= start
         return np.asarray((within if end is None else within & (booked < end)).to_numpy(), bool)
+
+    def by_arrival(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions that put these rows, given in their order, into the order (known_at, booked_at, transaction_id)."""
+        known = self.keys[inputs.ARRIVAL].to_physical().to_numpy()
+        return np.argsort(known[numbers], kind="stable")
 
     def only(self, wanted: NDArray[np.bool_]) -> "Rows":
         """The wanted rows alone."""
@@ -70,7 +78,9 @@ def fitted(
     every normal row of these days unknown, it would learn to tell recent days from older ones (on the demo world this
     cost a quarter of the average precision). The others leave out known anomalies.
     """
-    within = np.flatnonzero(rows.between(fit.learns_from, fit.learns_until))
+    booked = rows.between(fit.learns_from, fit.learns_until)
+    arrived = (rows.keys[inputs.ARRIVAL] < fit.known_by).to_numpy()
+    within = np.flatnonzero(booked & arrived)
     known = split.learning_labels(rows.keys[within], labels, known_by=fit.known_by, maturity_days=maturity_days)["y"]
     y = known.fill_null(0).to_numpy().astype(np.int8)
     detector = detectors.build(name, parameters, features=rows.features, seed=seed)
@@ -81,14 +91,18 @@ def fitted(
         "learns_until": f"{fit.learns_until:%Y-%m-%d}",
         "labels_known_by": f"{fit.known_by:%Y-%m-%d}",
         "rows_in_window": len(within),
-        "left_out": _left_out(detector, y, use, maturity_days),
+        "left_out": _left_out(detector, y, use, maturity_days)
+        | ({"not arrived when labels were last known": late} if (late := int((booked & ~arrived).sum())) else {}),
     }
     if not use.any() or not rows.features:
         nothing = {"rows": 0, "known_anomalies": 0, "notes": ["nothing to learn from: not fitted"]}
         return Fitted(None, document | nothing)
-    chosen = within[use]
+    chosen, y = within[use], y[use]
+    if detector.reads_sequences:
+        order = rows.by_arrival(chosen)
+        chosen, y = chosen[order], y[order]
     kinds = typologies(rows.keys[chosen], labels, known_by=fit.known_by)
-    detector.fit(rows.x[chosen], y[use], groups=rows.groups[chosen], typologies=kinds)
+    detector.fit(rows.x[chosen], y, groups=rows.groups[chosen], typologies=kinds)
     return Fitted(detector, document | detector.facts())
 
 
@@ -109,30 +123,33 @@ def _left_out(detector: Detector, y: NDArray[np.int8], use: NDArray[np.bool_], m
 
 
 def scored(detector: Detector, rows: Rows, wanted: NDArray[np.bool_]) -> FloatArray:
-    """Scores of the wanted rows, in their order; a detector of sequences sees the rows before them as well."""
-    if not detector.reads_sequences:
+    """Scores of the wanted rows, in their order; a detector of sequences sees what arrived before them as well."""
+    if not detector.reads_sequences or not wanted.any():
         return detector.score(rows.x[wanted])
-    passed = wanted | context(rows.groups, wanted, detector.context_rows)
-    return detector.score(rows.x[passed], groups=rows.groups[passed])[wanted[passed]]
+    order = rows.by_arrival(np.arange(len(wanted)))
+    before = context(rows.groups[order], wanted[order], detector.context_rows)
+    passed = order[wanted[order] | before]
+    scores = np.empty(len(wanted))
+    scores[passed[wanted[passed]]] = detector.score(rows.x[passed], groups=rows.groups[passed], wanted=wanted[passed])
+    return scores[wanted]
 
 
 def context(groups: GroupArray, wanted: NDArray[np.bool_], n_rows: int) -> NDArray[np.bool_]:
-    """Which rows are among the `n_rows` newest of an account before its first wanted row.
+    """Which rows, not wanted themselves, are among the last `n_rows` of their account before a wanted one.
 
     Args:
-        groups: shape (n,), rows in time order.
-        wanted: shape (n,), one run of rows in time.
+        groups: shape (n,), rows in order of arrival.
+        wanted: shape (n,).
         n_rows: how many earlier rows of an account a score may depend on.
     """
-    before = np.zeros(len(wanted), bool)
-    before[: int(np.argmax(wanted))] = wanted.any()
-    candidates = np.flatnonzero(before & np.isin(groups, groups[wanted]))
-    order = candidates[np.argsort(groups[candidates], kind="stable")][::-1]
-    starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]]) if order.size else order
-    position = np.arange(order.size) - np.repeat(starts, np.diff(np.r_[starts, order.size]))
+    order = np.argsort(groups, kind="stable")
+    of, asked, at = groups[order], wanted[order], np.arange(len(order))
+    following = np.minimum.accumulate(np.where(asked, at, len(at))[::-1])[::-1]
+    within = following < len(at)
+    near = within & (following - at <= n_rows) & (of[np.where(within, following, 0)] == of)
     chosen = np.zeros(len(wanted), bool)
-    chosen[order[position < n_rows]] = True
-    return chosen
+    chosen[order[near]] = True
+    return chosen & ~wanted
 
 
 def score_table(name: str, rows: Rows, fits: Sequence[tuple[split.Fit, Fitted]], calendar: SplitParams) -> pl.DataFrame:
@@ -190,7 +207,8 @@ def read_rows(detector: str, parameters: Mapping[str, Any], exclude: Sequence[st
     features = detectors.kind_of(detector).columns(parameters, inputs.model_inputs(dictionary, exclude), every)
     lazy = tables.scan_table("featurize", "features")
     frame = lazy.select(*inputs.KEY_COLUMNS, *(pl.col(name).cast(pl.Float32) for name in features)).collect()
-    keys = frame.select(inputs.KEY_COLUMNS)
+    arrivals = tables.scan_table("validate", "transactions").select("transaction_id", inputs.ARRIVAL).collect()
+    keys = inputs.with_arrival(frame.select(inputs.KEY_COLUMNS), arrivals)
     return Rows(keys, inputs.matrix(frame, features), inputs.account_codes(frame), features)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from reperform import detectors, params, paths, schemas, split, tables, train
+from reperform.detectors import inputs
 from reperform.errors import ReperformError
 from reperform.params import SplitParams, TrainParams, TuneParams
 
@@ -79,7 +80,8 @@ def prepared(
     training window has no normal rows left. The fits themselves wait for the full maturity.
     """
     delay = calendar.label_delay_days
-    learned = np.flatnonzero(rows.between(window.learns_from, window.learns_until))
+    arrived = (rows.keys[inputs.ARRIVAL] < window.judged_from).to_numpy()
+    learned = np.flatnonzero(rows.between(window.learns_from, window.learns_until) & arrived)
     known = split.learning_labels(rows.keys[learned], labels, known_by=window.judged_from, maturity_days=delay)["y"]
     learned, y = learned[known.is_not_null().to_numpy()], known.drop_nulls().to_numpy()
     judged = np.flatnonzero(rows.between(window.judged_from, window.judged_until))
@@ -338,7 +340,11 @@ def average_precision(detector: str, rows: train.Rows, folds: list[Fold], *, see
         fold = folds[number]
         one = detectors.build(detector, parameters, features=rows.features, seed=seed)
         weight = fold.weight if one.needs_labels else None
-        one.fit(rows.x[fold.learned], fold.y, groups=rows.groups[fold.learned], weight=weight)
+        learned, y = fold.learned, fold.y
+        if one.reads_sequences:  # which carry no weights: they are thinned by the detector itself
+            order = rows.by_arrival(learned)
+            learned, y = learned[order], y[order]
+        one.fit(rows.x[learned], y, groups=rows.groups[learned], weight=weight)
         return float(average_precision_score(fold.truth, train.scored(one, rows, fold.judged)))
 
     return objective
@@ -413,6 +419,7 @@ def _key(given: list[Any], folds: list[Fold], rows: train.Rows) -> str:
     for path in sorted(Path(detectors.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     for fold in folds:
+        digest.update(rows.by_arrival(np.arange(len(rows.x))).tobytes())
         for array in (rows.x[fold.learned], rows.x[fold.judged], fold.y, fold.weight, fold.truth):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

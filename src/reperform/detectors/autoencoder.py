@@ -15,8 +15,9 @@ LEAST_ERROR = 1e-3
 class LstmAutoencoderDetector(Detector):
     """Score: mean squared error of the newest step over its known features, each relative to its usual error.
 
-    A sequence is an account's newest rows up to and including the scored one; what lies before an account's first row
-    is masked. Known anomalies take part in no training sequence.
+    A sequence is what arrived last of an account, up to and including the scored row: a row that is booked earlier but
+    comes later has no part in it. What lies before an account's first row is masked. Known anomalies take part in no
+    training sequence.
 
     Args:
         length: steps of a sequence.
@@ -103,16 +104,21 @@ class LstmAutoencoderDetector(Detector):
     def _score(self, x: FloatMatrix, groups: GroupArray | None) -> FloatArray:
         return np.asarray(self.contributions(x, groups=groups, checked=True).sum(axis=1))
 
+    def _score_wanted(self, x: FloatMatrix, groups: GroupArray | None, wanted: NDArray[np.bool_]) -> FloatArray:
+        return np.asarray(self._errors(x, sequence_rows(_groups_of(x, groups), self.length)[wanted]).sum(axis=1))
+
     def contributions(
         self, x: FloatMatrix, *, groups: GroupArray | None = None, checked: bool = False
     ) -> NDArray[np.float64]:
         """What each feature of the newest step adds to the score: shape (n, p); rows sum to `score`."""
+        rows = x if checked else self._checked(x)
+        return self._errors(rows, sequence_rows(_groups_of(rows, groups), self.length))
+
+    def _errors(self, x: FloatMatrix, positions: NDArray[np.int32]) -> NDArray[np.float64]:
         from reperform.detectors import sequence_network as network  # noqa: PLC0415
 
-        rows = x if checked else self._checked(x)
-        positions = sequence_rows(_groups_of(rows, groups), self.length)
-        padded, parts = self._padded(rows), []
-        for start in range(0, len(rows), CHUNK_ROWS):
+        padded, parts = self._padded(x), []
+        for start in range(0, len(positions), CHUNK_ROWS):
             steps, known = _sequences(*padded, positions[start : start + CHUNK_ROWS])
             errors = network.last_step_errors(self.network_, steps, known) / self.usual_error_
             parts.append(errors / np.maximum(known[:, -1].sum(axis=1, keepdims=True), 1))
@@ -150,11 +156,11 @@ def sequence_rows(groups: GroupArray, length: int) -> NDArray[np.int32]:
     """Rows that make up the sequence which ends with each row.
 
     Args:
-        groups: shape (n,), the account of each row, rows in time order.
+        groups: shape (n,), the account of each row, rows in order of arrival.
         length: steps of a sequence.
 
     Returns:
-        Shape (n, length), oldest first, the row itself last; -1 where the account has no earlier row.
+        Shape (n, length), oldest first, the row itself last; -1 where no row of the account came before.
     """
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]

@@ -32,13 +32,13 @@ class Detector(BaseEstimator):
     needs_labels: ClassVar[bool] = False
     """True where it learns from labels; the others use them only to leave out known anomalies."""
     reads_sequences: ClassVar[bool] = False
-    """True where a row's score depends on earlier rows of its group: such rows must be passed along."""
+    """True where a row's score depends on rows of its group that arrived before: such rows must be passed along."""
     leaves_out_anomalies: ClassVar[bool] = False
     """True where known anomalies are left out of what it learns from."""
     limits: ClassVar[dict[str, tuple[float, float]]] = {}
     """Lowest and highest allowed value of each numeric parameter."""
     context_rows: int = 0
-    """How many earlier rows of its group a row's score may depend on."""
+    """How many rows of its group that arrived before a row's score may depend on."""
     features: Sequence[str]
     seed: int
 
@@ -60,7 +60,7 @@ class Detector(BaseEstimator):
         """Learn what is normal, or what tells anomalies from the rest.
 
         Args:
-            x: float, shape (n, p), rows in time order; NaN = unknown.
+            x: float, shape (n, p); NaN = unknown. In order of arrival where it reads sequences, else of booking.
             y: shape (n,), 1 = known anomaly, 0 = normal or not known; None = no labels at all.
             groups: shape (n,), the account of each row; None = every row stands alone.
             weight: shape (n,), how many rows each row stands for; None = one.
@@ -79,8 +79,16 @@ class Detector(BaseEstimator):
         del self._typologies
         return self
 
-    def score(self, x: FloatMatrix, *, groups: GroupArray | None = None) -> FloatArray:
+    def score(
+        self, x: FloatMatrix, *, groups: GroupArray | None = None, wanted: NDArray[np.bool_] | None = None
+    ) -> FloatArray:
         """The score of each row: shape (n,), finite, higher = more anomalous.
+
+        Args:
+            x: float, shape (n, p); NaN = unknown. In order of arrival where it reads sequences.
+            groups: shape (n,), the account of each row; None = every row stands alone.
+            wanted: shape (n,), rows whose scores are asked for, shape (number of them,); the others only come before
+                them. None = all.
 
         Raises:
             ReperformError: for an empty or malformed matrix, or before `fit`.
@@ -89,7 +97,28 @@ class Detector(BaseEstimator):
             raise ReperformError(
                 f"{type(self).__name__} was not fitted.", expected="fit or load", got="score", fix="call fit first"
             )
-        return self._score(self._checked(x), groups)
+        if wanted is None:
+            return self._score(self._checked(x), groups)
+        if not self.reads_sequences:
+            return self._score(self._checked(x[wanted]), None)
+        return self._score_wanted(self._checked(x), groups, wanted)
+
+    def score_arrivals(
+        self, x: FloatMatrix, *, groups: GroupArray, past: FloatMatrix, past_groups: GroupArray
+    ) -> FloatArray:
+        """Scores of rows that have just arrived, equal to what they are among all rows of their accounts.
+
+        Args:
+            x: shape (n, p), new rows in order of arrival.
+            groups: shape (n,), their accounts.
+            past: shape (m, p), what arrived before: the last `context_rows` rows of each of these accounts in order of
+                arrival, or more; a detector that reads no sequences asks for none, and passes over what it is given.
+            past_groups: shape (m,), their accounts.
+        """
+        if not self.reads_sequences or not len(past):
+            return self.score(x, groups=groups)
+        wanted = np.repeat([False, True], [len(past), len(x)])
+        return self.score(np.concatenate([past, x]), groups=np.concatenate([past_groups, groups]), wanted=wanted)
 
     def facts(self) -> dict[str, Any]:
         """What the last fit saw and anything a reader should know, for `fit.json`."""
@@ -135,6 +164,9 @@ class Detector(BaseEstimator):
 
     def _score(self, x: FloatMatrix, groups: GroupArray | None) -> FloatArray:
         raise NotImplementedError
+
+    def _score_wanted(self, x: FloatMatrix, groups: GroupArray | None, wanted: NDArray[np.bool_]) -> FloatArray:
+        return self._score(x, groups)[wanted]
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         raise NotImplementedError

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from reperform.errors import ReperformError, nearest
 
 KEY_COLUMNS = ["transaction_id", "account_id", "booked_at"]
+ARRIVAL = "known_at"
 
 
 def model_inputs(
@@ -48,6 +49,31 @@ def matrix(frame: pl.DataFrame, features: Sequence[str]) -> NDArray[np.float32]:
     """Shape (rows, features), float32; null becomes NaN, so does nothing else."""
     columns = frame.select(pl.col(name).cast(pl.Float32) for name in features)
     return np.ascontiguousarray(columns.to_numpy().reshape(frame.height, len(features)), np.float32)
+
+
+def with_arrival(features: pl.DataFrame, transactions: pl.DataFrame) -> pl.DataFrame:
+    """Features with the time at which each row arrived, after booked_at.
+
+    Args:
+        features: with `KEY_COLUMNS`.
+        transactions: with transaction_id and known_at.
+
+    Raises:
+        ReperformError: for a row that is no transaction.
+    """
+    known = features.select("transaction_id").join(
+        transactions.select("transaction_id", ARRIVAL), on="transaction_id", how="left", maintain_order="left"
+    )
+    missing = known.filter(pl.col(ARRIVAL).is_null())["transaction_id"]
+    if len(missing):
+        raise ReperformError(
+            "Features hold rows that are no transactions.",
+            expected="every transaction_id in data/validate/transactions.parquet",
+            got=", ".join(missing.head(5)),
+            where="data/featurize/features.parquet",
+            fix="run `dvc repro featurize`",
+        )
+    return features.insert_column(len(KEY_COLUMNS), known[ARRIVAL])
 
 
 def account_codes(frame: pl.DataFrame) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from reperform import featurize, metrics, params, rescore, studies, tables
-from reperform.detectors.inputs import KEY_COLUMNS
+from reperform.detectors import inputs
 from reperform.errors import ReperformError, nearest
 from reperform.evaluate.detection import ENSEMBLE
 from reperform.metrics import Floats
@@ -205,12 +205,13 @@ class Recompute:
         self.fitted = tables.read_json("featurize", "fitted")
 
     def features(self, transactions: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """Identity and these columns, Float32, one row per transaction."""
+        """Identity, time of arrival and these columns, Float32, one row per transaction."""
         ledger = featurize.ledger_of(transactions, self.accounts, self.labels, self.stage, self.calendar)
         how = EngineParams(threads=self.engine.threads, bucket_rows=self.engine.bucket_rows)
         table = featurize.compute(ledger, self.stage, self.fitted, how)
         chosen = list(dict.fromkeys(names))
-        return table.select(*KEY_COLUMNS, *(pl.col(name).cast(pl.Float32) for name in chosen))
+        frame = table.select(*inputs.KEY_COLUMNS, *(pl.col(name).cast(pl.Float32) for name in chosen))
+        return inputs.with_arrival(frame, transactions)
 
 
 def main(only: Sequence[str] = ()) -> int:
