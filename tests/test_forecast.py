@@ -326,6 +326,15 @@ def test_accounts_at_risk_rank_first_and_their_risk_is_calibrated() -> None:
     assert p.mean() == pytest.approx(y.mean(), rel=0.3)
 
 
+def test_the_share_of_snapshots_with_mature_labels_is_told() -> None:
+    rows, known = risky_world()  # from day 0 on, labels take five days
+    model = risk.fitted(rows, known, known_by=at(110, 0), horizon_days=7)
+    assert isinstance(model, risk.RiskModel)
+    # Weekly from day 110 back to the first record plus 28 days: 110 to 33. From 110 - 7 - 5: 98 to 35.
+    assert model.facts["maturity"] == {"snapshots": 12, "mature": 10, "share": 10 / 12}
+    assert risk.maturity(0, 0)["share"] is None
+
+
 def test_nothing_known_later_changes_a_fitted_risk() -> None:
     rows, known = risky_world(n_accounts=120)
     moment = at(110, 0)

@@ -163,10 +163,19 @@ def fitted(
     facts = {
         "known_by": str(known_by.date()),
         "label_delay_days": delay,
+        "maturity": maturity(len(moments), len(midnights(first, known_by))),
         "fit": {"snapshots": len(learned), "rows": rows.height, "anomalous": int(y.sum())},
         "calibration": {"snapshots": len(held_back), "rows": later.height, "anomalous": int(y_later.sum())},
     }
     return _fit(rows, y, later, y_later, facts)
+
+
+def maturity(mature: int, snapshots: int) -> dict[str, Any]:
+    """How many weekly snapshots there are, and which share of them is old enough to be learned from.
+
+    What was booked lately and is not confirmed yet says nothing: those snapshots are waited for, not taken as normal.
+    """
+    return {"snapshots": snapshots, "mature": mature, "share": mature / snapshots if snapshots else None}
 
 
 def over_horizon(probability: Floats, fitted_days: float, wanted_days: float) -> Floats:
