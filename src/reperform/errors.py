@@ -16,7 +16,7 @@ class ReperformError(Exception):
     """
 
     def __init__(self, problem: str, *, expected: str = "", got: str = "", where: str = "", fix: str = "") -> None:
-        self.problem = problem
+        self.problem, self.expected, self.got, self.where, self.fix = problem, expected, got, where, fix
         parts = {"expected": expected, "got": got, "where": where, "what to do": fix}
         lines = [f"  {name}: {text}" for name, text in parts.items() if text]
         super().__init__("\n".join([problem, *lines]))
