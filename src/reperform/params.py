@@ -489,6 +489,114 @@ class AuditParams:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class JobsParams:
+    """Files that are scored in the background.
+
+    Args:
+        chunk_rows: scored and written at once; a job that was cut short goes on after the last one.
+        lease_s: after which a job whose process was killed is taken over.
+        poll_s: between looks for new jobs.
+        reasons: for which rows reasons are written.
+    """
+
+    chunk_rows: Annotated[int, Field(ge=1, le=1000)] = 1000
+    lease_s: Positive = 60
+    poll_s: Positive = 1
+    reasons: Literal["all", "alerts", "none"] = "alerts"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ReceiverParams:
+    """Who gets which alerts.
+
+    Args:
+        url: where they are posted to.
+        secret_variable: environment variable that holds the secret they are signed with.
+        entities: institutions whose alerts go there; null: all.
+        least_probability: of the alerts that go there.
+    """
+
+    url: Annotated[str, Field(pattern="^https?://")]
+    secret_variable: Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")]
+    entities: list[str] | None = None
+    least_probability: Share = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WebhooksParams:
+    """How alerts go out.
+
+    Args:
+        receivers: by name.
+        attempts: after which a delivery is dead until somebody asks for it again.
+        first_wait_s: before the second attempt; it doubles with every further one.
+        longest_wait_s: between two attempts.
+        timeout_s: of one attempt.
+        poll_s: between looks for what is due.
+    """
+
+    receivers: dict[str, ReceiverParams] = field(default_factory=dict)
+    attempts: Annotated[int, Field(ge=1)] = 12
+    first_wait_s: Positive = 1
+    longest_wait_s: Positive = 3600
+    timeout_s: Positive = 5
+    poll_s: Positive = 1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ServeParams:
+    """The real-time service. No stage reads this.
+
+    Args:
+        host: address to listen on.
+        port: likewise.
+        workers: processes; each holds all histories in memory.
+        largest_body_bytes: of a request in JSON.
+        largest_file_bytes: of a file to score.
+        most_transactions: in one request.
+        most_waiting: requests that may wait for their turn in one process; further ones are sent away.
+        clock_skew_s: by which clocks of clients may differ from ours, and transactions may come out of order.
+        latest_arrival_days: after booking; older ones belong in a file for the pipeline.
+        reasons: for which transactions an answer gives reasons, unless the request says otherwise.
+        n_reasons: at most, for each.
+        history_until: rows of the pipeline that the service begins with: all (null), or those known before the test.
+        retry_after_s: what clients are told to wait when the service is busy or starting.
+        behind_tls: whether clients come over HTTPS; then they are told to do so always.
+        graceful_stop_s: for requests that are under way when the service is told to end.
+        champion_poll_s: between looks for a new champion.
+        shadow: whether a challenger scores what the champion answers.
+        keys_cache_s: for which a key that was checked is believed.
+        requests_per_minute: of a key that has no limit of its own.
+        request_log: whether every request is written as one line of JSON.
+        jobs: see there.
+        webhooks: see there.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    largest_body_bytes: Annotated[int, Field(ge=1000)] = 2 * 2**20
+    largest_file_bytes: Annotated[int, Field(ge=1000)] = 256 * 2**20
+    most_transactions: Annotated[int, Field(ge=1, le=1000)] = 1000
+    most_waiting: Annotated[int, Field(ge=1)] = 32
+    clock_skew_s: Annotated[float, Field(ge=0)] = 300
+    latest_arrival_days: Positive = 60
+    reasons: Literal["all", "alerts", "none"] = "alerts"
+    n_reasons: Annotated[int, Field(ge=1, le=50)] = 5
+    history_until: Literal["test_start"] | None = None
+    retry_after_s: Positive = 2
+    behind_tls: bool = False
+    graceful_stop_s: Annotated[int, Field(ge=1)] = 30
+    champion_poll_s: Positive = 5
+    shadow: bool = True
+    keys_cache_s: Annotated[float, Field(ge=0)] = 5
+    requests_per_minute: Annotated[int, Field(ge=1)] = 6000
+    request_log: bool = True
+    jobs: JobsParams = field(default_factory=JobsParams)
+    webhooks: WebhooksParams = field(default_factory=WebhooksParams)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ComposeParams:
     """How params.yaml was composed, so that it can be composed again and compared."""
 
@@ -515,9 +623,11 @@ SECTIONS: dict[str, type] = {
     "export": ExportParams,
     "report": ReportParams,
     "audit": AuditParams,
+    "serve": ServeParams,
 }
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
-DEFAULT_SECTIONS = ("engine", "studies")  # may be left out: every value has a default, and no result depends on it
+# May be left out: every value has a default, and no result depends on it.
+DEFAULT_SECTIONS = ("engine", "studies", "serve")
 FREE_SECTIONS = ("model",)  # detectors check their own parameters when they are built
 
 
