@@ -30,6 +30,7 @@ from reperform.errors import ReperformError
 
 ADDRESS_VARIABLE = "REPERFORM_DATABASE_URL"
 FOLDER = ".pgdata"
+KEPT = "KEEP"  # a file that says that the folder holds what cannot be made again
 DATABASE = "reperform"
 SUPERUSER = "postgres"
 PORT = "5432"  # names the socket's file; nothing listens on the network
@@ -46,10 +47,10 @@ SETTINGS = {
     "unix_socket_permissions": "0700",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # Everything here can be loaded again from data/: no log for a standby, no wait for the disk at commit.
+    # No log for a standby. A commit waits for the disk: what the service has answered stands nowhere else.
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    "synchronous_commit": "off",
+    "synchronous_commit": "on",
     "max_wal_size": "4GB",
     "shared_buffers": "256MB",
     "work_mem": "64MB",
@@ -68,11 +69,13 @@ class Address:
         parameters: libpq's keywords; may hold a password, so it is never printed.
         shown: the same for messages, without the password.
         is_embedded: whether the server is the project's own.
+        home: the folder of the project's own server.
     """
 
     parameters: dict[str, str]
     shown: str
     is_embedded: bool
+    home: Path | None = None
 
 
 @contextmanager
@@ -144,7 +147,7 @@ def _unreachable(address: Address, error: Exception) -> ReperformError:
         where=address.shown,
         fix=f"start the server, or mend {ADDRESS_VARIABLE}; unset it to use the embedded server"
         if not address.is_embedded
-        else f"read {FOLDER}/log; everything in {FOLDER} can be made again, so it may be removed",
+        else f"read {FOLDER}/log; {_remedy(address.home)}",
     )
 
 
@@ -165,13 +168,43 @@ def embedded(home: Path) -> Iterator[Address]:
             folder, child = _ensure_running(home)
             _lock(users, exclusive=False)
         try:
-            yield _embedded_address(folder)
+            yield _embedded_address(folder, home=home)
         finally:
             with _changing(home), contextlib.suppress(BlockingIOError):
                 _lock(users, exclusive=True, wait=False)
                 _stop(home)
                 if child:
                     child.wait()
+
+
+def revived(home: Path) -> "tuple[Address, subprocess.Popen[bytes] | None]":
+    """Start the embedded server again if it has died while `embedded` holds it; recovery may take some seconds.
+
+    Returns:
+        Its address, which may be another than before, and its process if it was started here.
+
+    Raises:
+        ReperformError: when it does not start.
+    """
+    try:
+        with _changing(home):
+            folder, child = _ensure_running(home)
+    except OSError as error:
+        raise _not_ours(home, error) from error
+    return _embedded_address(folder, home=home), child
+
+
+def keep(home: Path) -> None:
+    """Mark the embedded server's folder as one that must not be removed: it holds what no stage can make again."""
+    if not (home / KEPT).exists():
+        (home / KEPT).write_text("What the scoring service was told and has answered stands here and nowhere else.\n")
+
+
+def _remedy(home: Path | None) -> str:
+    """What to do about a folder that cannot be used: remove it only while everything in it can be made again."""
+    if home is None or (home / KEPT).exists():
+        return f"do not remove {FOLDER}, the service's answers stand nowhere else: mend it or restore the last backup"
+    return f"remove {FOLDER} and run `python -m reperform export`: everything in it is made from data/"
 
 
 @contextmanager
@@ -188,10 +221,10 @@ def _lock(file: IO[str], *, exclusive: bool, wait: bool = True) -> None:
     fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
 
 
-def _embedded_address(socket_folder: Path, database: str = DATABASE) -> Address:
+def _embedded_address(socket_folder: Path, database: str = DATABASE, home: Path | None = None) -> Address:
     parameters = {"host": str(socket_folder), "port": PORT, "user": SUPERUSER, "dbname": database}
     shown = f"the embedded server in {FOLDER}"
-    return Address({**parameters, "connect_timeout": str(CONNECT_SECONDS)}, shown, is_embedded=True)
+    return Address({**parameters, "connect_timeout": str(CONNECT_SECONDS)}, shown, is_embedded=True, home=home)
 
 
 def _ensure_running(home: Path) -> tuple[Path, "subprocess.Popen[bytes] | None"]:
@@ -247,9 +280,11 @@ def _initialise(home: Path, cluster: Path) -> None:
                 expected=PG_MAJOR,
                 got=version.read_text().strip(),
                 where=str(cluster),
-                fix=f"remove {FOLDER}: everything in it is loaded again from data/ by `python -m reperform export`",
+                fix=_remedy(home),
             )
         return
+    if (home / KEPT).exists():
+        raise _no_start(home, f"{cluster} is gone or damaged")
     made = home / "cluster.new"
     for left_over in (made, cluster):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -263,10 +298,9 @@ def _initialise(home: Path, cluster: Path) -> None:
         "--auth=trust",
         "--encoding=UTF8",
         "--locale=C",
-        "--no-sync",
     ]
     got = subprocess.run(  # noqa: S603  # program and arguments are ours
-        [*command, *options, "--no-sync", "-D", str(made)],
+        [*command, *options, "-D", str(made)],
         capture_output=True,
         text=True,
         check=False,
@@ -485,7 +519,7 @@ def _not_ours(home: Path, error: OSError) -> ReperformError:
         expected="a folder that this user made",
         got=error.strerror or str(error),
         where=str(home),
-        fix=f"run as the user who made {FOLDER}, or remove it: everything in it is loaded again from data/",
+        fix=f"run as the user who made {FOLDER}; or {_remedy(home)}",
     )
 
 
@@ -496,6 +530,5 @@ def _no_start(home: Path, said: str) -> ReperformError:
         expected="a server in .pgdata",
         got=last or "no message",
         where=str(home / "log"),
-        fix=f"remove {FOLDER} and run `python -m reperform export`: everything in it is made from data/. "
-        f"Or name another server in {ADDRESS_VARIABLE}",
+        fix=f"{_remedy(home)}. Or name another server in {ADDRESS_VARIABLE}",
     )
