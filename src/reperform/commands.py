@@ -55,6 +55,9 @@ def add_commands(sub: Any) -> None:
     one.add_argument("-c", dest="statement", help="run one statement and leave")
     one.add_argument("--csv", action="store_true", help="print rows as CSV")
     one.set_defaults(call=_psql)
+    one = sub.add_parser("database", help="run a program such as pg_dump on the database that the project uses")
+    one.add_argument("words", nargs="+", metavar="command", help="after `--`: the program and its arguments")
+    one.set_defaults(call=_database)
     one = sub.add_parser("log", help="show when runs were audited, and check that nobody has changed the log")
     one.set_defaults(call=_log)
     one = sub.add_parser("certify", help="prove that no KPI looks ahead: change what comes after a moment, and compare")
@@ -122,6 +125,12 @@ def _psql(arguments: argparse.Namespace) -> int:
 
     given = [*(["-c", arguments.statement] if arguments.statement else []), *(["--csv"] if arguments.csv else [])]
     return shell.psql(paths.project_root(), params.load(params.ExportParams), given)
+
+
+def _database(arguments: argparse.Namespace) -> int:
+    from reperform.export import shell  # noqa: PLC0415  # psycopg is slow to import
+
+    return shell.with_address(paths.project_root(), arguments.words)
 
 
 def _log(_: argparse.Namespace) -> int:

@@ -492,6 +492,13 @@ def _program(name: str) -> str:
     return str(_programs() / name)
 
 
+def program_folders() -> list[str]:
+    """Where programs of the embedded server's version are; empty where it is not installed."""
+    with contextlib.suppress(ReperformError):
+        return [str(_programs())]
+    return []
+
+
 def psql_program() -> str:
     """The wheel's psql, else the system's.
 

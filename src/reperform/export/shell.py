@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,31 @@ def psql(root: Path, params: ExportParams, arguments: Sequence[str] = ()) -> int
             return _called([program, *arguments], environment)
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def with_address(root: Path, command: Sequence[str]) -> int:
+    """Run any program of PostgreSQL, such as `pg_dump`, on the database; its exit code.
+
+    The address is in libpq's variables, the embedded server runs while the program does, and programs of the embedded
+    server's version come first on the PATH: `pg_dump` refuses a server that is newer than itself.
+
+    Raises:
+        ReperformError: when there is no such program, or the database cannot be reached.
+    """
+    path = os.pathsep.join([*server.program_folders(), os.environ.get("PATH", "")])
+    program = shutil.which(command[0], path=path)
+    if program is None:
+        raise ReperformError(
+            f"There is no program {command[0]!r}.",
+            expected="a program of PostgreSQL, or one on the PATH",
+            got="none",
+            where="PATH",
+            fix="`python -m reperform database -- pg_dump --version` shows the form",
+        )
+    with server.reached(root) as address:
+        server.connect(address).close()  # what is wrong with an address is said in our words
+        environment = {**os.environ, **_variables(dict(address.parameters)), "PATH": path}
+        return subprocess.call([program, *command[1:]], env=environment)  # noqa: S603  # the user's own command
 
 
 def _called(command: list[str], environment: dict[str, str]) -> int:
