@@ -7,17 +7,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
-from sklearn.ensemble import IsolationForest
+from sklearn.ensemble import IsolationForest, RandomForestClassifier
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import SGDOneClassSVM
 
 from reperform import detectors, params
-from reperform.detectors import Detector, inputs
-from reperform.detectors.autoencoder import LstmAutoencoderDetector, sequence_rows
+from reperform.detectors import Detector, inputs, kernels, trees
+from reperform.detectors.autoencoder import LstmAutoencoderDetector, _steps, sequence_rows
 from reperform.detectors.boosting import BoostingDetector, classes_of
 from reperform.detectors.isolation_forest import IsolationForestDetector
+from reperform.detectors.kernels import LEVELS_ABREAST
+from reperform.detectors.random_forest import RandomForestDetector
 from reperform.detectors.scaling import RobustScaler
+from reperform.detectors.sequence_network import SequenceAutoencoder
 from reperform.errors import ReperformError
 from tests.conftest import ROOT
 
@@ -110,6 +117,24 @@ def test_a_single_row_and_an_unknown_row_are_scored(name: str) -> None:
     one = fitted(name)
     assert one.score(world()[0][:1], groups=np.zeros(1, np.int64)).shape == (1,)
     assert np.isfinite(one.score(np.full((1, len(FEATURES)), np.nan, np.float32))).all()
+
+
+@every
+def test_a_row_scores_the_same_bits_alone_and_among_thousands(name: str) -> None:
+    x, _, _ = world()
+    many = np.tile(x, (5, 1))  # enough for two threads
+    one = fitted(name)
+    whole = one.score(many)
+    assert np.array_equal(whole[:600], np.concatenate([one.score(x[[row]]) for row in range(600)]))
+    assert np.array_equal(whole, np.concatenate([one.score(part) for part in np.array_split(many, 7)]))
+
+
+@every
+def test_rows_that_may_not_be_written_or_lie_in_columns_are_scored(name: str) -> None:
+    x, _, groups = world()
+    one, frozen = fitted(name), np.asfortranarray(x)
+    frozen.flags.writeable = False
+    assert np.array_equal(one.score(frozen, groups=groups), one.score(x, groups=groups))
 
 
 @every
@@ -262,7 +287,64 @@ class TestIsolationForest:
         np.testing.assert_allclose(one.score(x), -peer.score_samples(scaled), rtol=1e-10)
 
 
+class TestRandomForest:
+    def test_scores_are_those_of_scikit_learn_also_where_values_are_unknown(self) -> None:
+        x, y, _ = world()
+        one = fitted("random_forest")
+        peer = RandomForestClassifier(n_estimators=20, random_state=1).fit(x, y)
+        assert np.isnan(x).any()
+        total = np.zeros(len(x))
+        for tree in peer.estimators_:
+            total += tree.predict_proba(x)[:, 1]
+        assert np.array_equal(one.score(x), np.log((total + 0.5) / (20 - total + 0.5)))
+
+    def test_deep_trees_end_in_the_same_leaves(self) -> None:
+        rng = np.random.default_rng(1)
+        x = rng.normal(size=(3000, 4)).astype(np.float32)
+        y = (rng.random(3000) < 0.5).astype(np.int8)
+        one = detectors.build("random_forest", {"n_estimators": 5}, features=FEATURES, seed=1).fit(x, y)
+        peer = RandomForestClassifier(n_estimators=5, random_state=1).fit(x, y)
+        assert isinstance(one, RandomForestDetector)
+        assert one.trees_.depths.tolist() == [tree.tree_.max_depth for tree in peer.estimators_]
+        assert one.trees_.depths.min() > LEVELS_ABREAST
+        total = np.sum([tree.predict_proba(x)[:, 1] for tree in peer.estimators_], axis=0)
+        np.testing.assert_allclose(one.score(x), np.log((total + 0.5) / (5 - total + 0.5)), rtol=1e-12)
+
+    @given(st.floats(-1e30, 1e30), st.floats(-(2.0**99), 2.0**99, width=32))
+    @settings(max_examples=50, deadline=None)
+    def test_rounding_a_threshold_down_sends_no_row_elsewhere(self, threshold: float, value: float) -> None:
+        rounded = trees.rounded_down(np.array([threshold]))[0]
+        for one in (np.float32(value), np.float32(threshold), rounded, np.nextafter(rounded, np.float32(np.inf))):
+            assert (one <= rounded) == (float(one) <= threshold)
+
+
+class TestOneClassSvm:
+    def test_scores_are_those_of_scikit_learn(self) -> None:
+        x, y, _ = world()
+        one = fitted("one_class_svm")
+        scaler = RobustScaler().fit(x[y == 0])
+        kernel = Nystroem(gamma=0.5 / 4, n_components=30, random_state=1).fit(scaler.transform(x[y == 0]))
+        machine = SGDOneClassSVM(nu=0.05, random_state=1).fit(kernel.transform(scaler.transform(x[y == 0])))
+        expected = -machine.decision_function(kernel.transform(scaler.transform(x)))
+        np.testing.assert_allclose(one.score(x), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+    @given(st.floats(-90, 0, width=32))
+    @settings(max_examples=50, deadline=None)
+    def test_the_exponential_is_exact_to_a_few_units(self, exponent: float) -> None:
+        total = np.zeros(1)
+        row, landmark = np.array([[1.0]], np.float32), np.zeros((1, 1), np.float32)
+        kernels.add_kernel_values(row, landmark, np.float32(-exponent), np.ones(1), total)
+        np.testing.assert_allclose(total[0], np.exp(max(exponent, -87.0)), rtol=5e-7)
+
+
 class TestBoosting:
+    def test_scores_are_the_library_s_own_margins(self) -> None:
+        x, _, _ = world()
+        one = fitted("xgboost")
+        data = xgboost.DMatrix(np.tile(x, (5, 1)), feature_names=list(FEATURES))
+        expected = one.booster_.predict(data, output_margin=True)  # type: ignore[attr-defined]
+        assert np.array_equal(one.score(np.tile(x, (5, 1))), expected)
+
     def test_score_is_the_log_odds_at_the_true_prevalence(self) -> None:
         rng = np.random.default_rng(0)
         x = rng.integers(0, 2, (4000, 1)).astype(np.float32)
@@ -300,6 +382,25 @@ class TestSequences:
             real = steps[steps >= 0]
             expected = [i for i in range(row + 1) if groups[i] == groups[row]][-length:]
             assert real.tolist() == expected
+
+    def test_errors_are_those_of_the_network(self) -> None:
+        x, _, groups = world()
+        one = fitted("lstm_autoencoder")
+        assert isinstance(one, LstmAutoencoderDetector)
+        peer = SequenceAutoencoder(len(FEATURES), 8, 2, 0.005)
+        peer.load_state_dict({name: torch.from_numpy(array) for name, array in one.weights_.items()})
+        sequences = sequence_rows(groups, 4)
+        scaled, known = one._scaled(x)
+        steps, mask = (torch.from_numpy(part) for part in _steps(scaled, known, sequences))
+        assert (sequences == -1).any()
+        with torch.inference_mode():
+            expected = ((peer(steps, mask, 1)[:, 0] - steps[:, -1]) ** 2 * mask[:, -1]).numpy()
+        np.testing.assert_allclose(one.layers_.errors(scaled, known, sequences), expected, rtol=1e-4, atol=1e-5)
+
+    def test_scores_of_some_rows_are_those_among_all(self) -> None:
+        x, _, groups = world()
+        one, wanted = fitted("lstm_autoencoder"), np.arange(600) % 5 == 0
+        assert np.array_equal(one.score(x, groups=groups, wanted=wanted), one.score(x, groups=groups)[wanted])
 
     def test_contributions_sum_to_the_score(self) -> None:
         x, _, groups = world()
@@ -425,7 +526,18 @@ class TestTypologies:
         assert np.ptp(one.fit(x, np.zeros(len(x), np.int8)).score(x)) == 0
 
 
+def test_a_saved_autoencoder_scores_without_pytorch(tmp_path: Path) -> None:
+    detectors.save(fitted("lstm_autoencoder"), tmp_path)
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from reperform import detectors;"
+        f"detectors.load(Path({str(tmp_path)!r})).score(np.zeros((3, 4), np.float32)); print('torch' in sys.modules)"
+    )
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert got.stdout.strip() == "False"
+
+
 def test_importing_detectors_does_not_import_the_heavy_libraries() -> None:
-    code = "import sys, reperform.detectors; print([m for m in ('torch', 'xgboost', 'optuna') if m in sys.modules])"
+    heavy = ("torch", "xgboost", "optuna", "numba")
+    code = f"import sys, reperform.detectors; print([m for m in {heavy} if m in sys.modules])"
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert got.stdout.strip() == "[]"

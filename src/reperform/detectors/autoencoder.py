@@ -1,14 +1,14 @@
 """LSTM autoencoder: an account's newest transaction is anomalous when its recent sequence can't be written back."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray
+from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray, over_rows
 from reperform.detectors.scaling import RobustScaler
 
-CHUNK_ROWS = 8192
 LEAST_ERROR = 1e-3
 
 
@@ -78,11 +78,10 @@ class LstmAutoencoderDetector(Detector):
         keep = y != 1 if (y != 1).any() else np.ones(len(x), bool)
         rows, accounts = x[keep], _groups_of(x, groups)[keep]
         self.scaler_ = RobustScaler().fit(rows)
-        chosen = self._chosen(len(rows))
-        steps, known = _sequences(*self._padded(rows), sequence_rows(accounts, self.length)[chosen])
-        self.network_ = network.trained(
-            steps,
-            known,
+        sequences = sequence_rows(accounts, self.length)[self._chosen(len(rows))]
+        scaled, known = self._scaled(rows)
+        self.weights_ = network.trained(
+            *_steps(scaled, known, sequences),
             hidden_size=self.hidden_size,
             code_size=self.code_size,
             learning_rate=self.learning_rate,
@@ -90,8 +89,8 @@ class LstmAutoencoderDetector(Detector):
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        errors = network.last_step_errors(self.network_, steps, known)
-        seen = known[:, -1].sum(axis=0)
+        self.layers_ = Layers.of(self.weights_)
+        errors, seen = self.layers_.errors(scaled, known, sequences), known[sequences[:, -1]].sum(axis=0)
         # A feature that is hard to foresee must not drown the others.
         self.usual_error_ = np.maximum(errors.sum(axis=0, dtype=np.float64) / np.maximum(seen, 1), LEAST_ERROR)
 
@@ -114,42 +113,85 @@ class LstmAutoencoderDetector(Detector):
         rows = x if checked else self._checked(x)
         return self._errors(rows, sequence_rows(_groups_of(rows, groups), self.length))
 
-    def _errors(self, x: FloatMatrix, positions: NDArray[np.int32]) -> NDArray[np.float64]:
-        from reperform.detectors import sequence_network as network  # noqa: PLC0415
+    def _errors(self, x: FloatMatrix, sequences: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Of each sequence's newest step, by feature: shape (len(sequences), p)."""
+        scaled, known = self._scaled(x)
+        of_newest = np.maximum(known[sequences[:, -1]].sum(axis=1, keepdims=True), 1)
+        return np.asarray(self.layers_.errors(scaled, known, sequences) / self.usual_error_ / of_newest)
 
-        padded, parts = self._padded(x), []
-        for start in range(0, len(positions), CHUNK_ROWS):
-            steps, known = _sequences(*padded, positions[start : start + CHUNK_ROWS])
-            errors = network.last_step_errors(self.network_, steps, known) / self.usual_error_
-            parts.append(errors / np.maximum(known[:, -1].sum(axis=1, keepdims=True), 1))
-        return np.concatenate(parts)
-
-    def _padded(self, x: FloatMatrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scaled rows and what is known of them, each of shape (n + 1, p); the last row stands for no row at all."""
-        nothing = np.zeros((1, x.shape[1]), np.float32)
-        known = np.concatenate([(~np.isnan(x)).astype(np.float32), nothing])
-        return np.concatenate([self.scaler_.transform(x), nothing]) * known, known
+    def _scaled(self, x: FloatMatrix) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        return self.scaler_.transform(x), ~np.isnan(x)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        from reperform.detectors import sequence_network as network  # noqa: PLC0415
-
-        learned = {f"network.{name}": array for name, array in network.weights(self.network_).items()}
+        learned = {f"network.{name}": array for name, array in self.weights_.items()}
         return {**self.scaler_.arrays(), "usual_error": self.usual_error_, **learned}
 
     def _restore(self, arrays: Arrays) -> None:
-        from reperform.detectors import sequence_network as network  # noqa: PLC0415
-
         self.scaler_ = RobustScaler.restored(arrays)
         self.usual_error_ = arrays["usual_error"]
-        learned = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
-        self.network_ = network.restored(learned, self.learning_rate)
+        self.weights_ = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
+        self.layers_ = Layers.of(self.weights_)
 
 
-def _sequences(
-    scaled: NDArray[np.float32], known: NDArray[np.float32], wanted: NDArray[np.int32]
+@dataclass(frozen=True)
+class Layers:
+    """The network's weights as compiled functions read them; scoring needs no PyTorch.
+
+    Args:
+        of_value: of the encoder for values, shape (p, 4 h).
+        of_known: of the encoder for their being known, shape (p, 4 h).
+        bias: of the encoder, shape (4 h,).
+        rest: the other arguments of `kernels.newest_step_errors`, from `recurrent` on, in order.
+    """
+
+    of_value: NDArray[np.float32]
+    of_known: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    rest: tuple[NDArray[np.float32], ...]
+
+    @classmethod
+    def of(cls, weights: Arrays) -> "Layers":
+        """Layers from weights by PyTorch's names; gates stand in its order: input, forget, new, output."""
+
+        def turned(name: str) -> NDArray[np.float32]:
+            return np.ascontiguousarray(weights[name].T, np.float32)
+
+        def bias(part: str) -> NDArray[np.float32]:
+            return np.asarray(weights[f"{part}.bias_ih_l0"] + weights[f"{part}.bias_hh_l0"], np.float32)
+
+        of_value, of_known = np.split(turned("encoder.weight_ih_l0"), 2)
+        code = (turned("code.weight"), weights["code.bias"])
+        decoder = (turned("decoder.weight_ih_l0"), bias("decoder"))
+        output = (turned("output.weight"), weights["output.bias"])
+        rest = (turned("encoder.weight_hh_l0"), *code, *decoder, *output)
+        return cls(of_value, of_known, bias("encoder"), rest)
+
+    def errors(
+        self, scaled: NDArray[np.float32], known: NDArray[np.bool_], sequences: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Squared error of each known value of each sequence's newest step: shape (len(sequences), p)."""
+        from reperform.detectors import kernels  # noqa: PLC0415  # numba costs half a second
+
+        gates = np.empty((len(scaled), len(self.bias)), np.float32)
+        found = np.empty((len(sequences), scaled.shape[1]), np.float32)
+
+        def project(part: slice) -> None:
+            kernels.project(scaled[part], known[part], self.of_value, self.of_known, self.bias, gates[part])
+
+        def write_back(part: slice) -> None:
+            kernels.newest_step_errors(scaled, known, gates, sequences[part], found[part], self.bias, *self.rest)
+
+        over_rows(project, len(scaled))
+        over_rows(write_back, len(sequences))
+        return found
+
+
+def _steps(
+    scaled: NDArray[np.float32], known: NDArray[np.bool_], sequences: NDArray[np.int32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Values and masks of sequences, each of shape (len(wanted), length, p); -1 is the last row, which is empty."""
-    return scaled[wanted], known[wanted]
+    """Values and masks of sequences, each of shape (len(sequences), length, p); zero where there is no row."""
+    is_row = (sequences >= 0)[:, :, None]
+    return scaled[sequences] * is_row, (known[sequences] & is_row).astype(np.float32)
 
 
 def sequence_rows(groups: GroupArray, length: int) -> NDArray[np.int32]:

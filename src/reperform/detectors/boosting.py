@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
 from reperform import tables
-from reperform.detectors.base import Detector, FloatArray, FloatMatrix, GroupArray, LabelArray
+from reperform.detectors.base import THREADS, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray, over_rows
 from reperform.errors import ReperformError
 
-THREADS = 2
 MODEL_FILE = "booster.ubj"
 BINARY, TYPOLOGIES = "binary", "typologies"
 NAMES = "typologies"  # attribute of the booster that holds the names of its classes
@@ -109,6 +108,12 @@ class BoostingDetector(Detector):
         self.booster_ = xgboost.train(self._settings(), data, rounds)
         if self.typologies_:
             self.booster_.set_attr(**{NAMES: json.dumps(self.typologies_)})
+        self._ready()
+
+    def _ready(self) -> None:
+        """A copy that predicts on the caller's thread: for a few rows, waking others costs more than they save."""
+        self.on_one_thread_ = _library().Booster({"nthread": 1})
+        self.on_one_thread_.load_model(self.booster_.save_raw("ubj"))
 
     def _target(self, y: LabelArray) -> tuple[NDArray[Any], list[str]]:
         """What the trees learn, and names of the classes 1, 2, … when there is one for each typology."""
@@ -152,8 +157,13 @@ class BoostingDetector(Detector):
         return np.asarray(logsumexp(margin[:, 1:], axis=1) - margin[:, 0], np.float64)
 
     def _margin(self, x: FloatMatrix) -> NDArray[Any]:
-        data = _library().DMatrix(x, feature_names=list(self.features) or None, nthread=THREADS)
-        return np.asarray(self.booster_.predict(data, output_margin=True), np.float64)
+        margin = np.empty((len(x), len(self.typologies_) + 1) if self.typologies_ else len(x))
+
+        def predict(part: slice) -> None:
+            margin[part] = self.on_one_thread_.inplace_predict(x[part], predict_type="margin", validate_features=False)
+
+        over_rows(predict, len(x))
+        return margin
 
     def typology_probabilities(self, x: FloatMatrix) -> dict[str, FloatArray]:
         """For each typology that was learned, the probability that a row is an anomaly of this kind: shape (n,).
@@ -173,6 +183,7 @@ class BoostingDetector(Detector):
         """Restore the trees."""
         self.booster_ = _library().Booster({"nthread": THREADS}, model_file=str(folder / MODEL_FILE))
         self.typologies_ = json.loads(self.booster_.attr(NAMES) or "[]")
+        self._ready()
 
 
 def classes_of(y: LabelArray, typologies: Sequence[str | None] | None) -> tuple[NDArray[np.int64], list[str]]:

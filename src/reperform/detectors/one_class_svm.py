@@ -7,10 +7,8 @@ from numpy.typing import NDArray
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import SGDOneClassSVM
 
-from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray
+from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray, over_rows
 from reperform.detectors.scaling import RobustScaler
-
-CHUNK_ROWS = 50_000
 
 
 class OneClassSvmDetector(Detector):
@@ -74,15 +72,17 @@ class OneClassSvmDetector(Detector):
         self.offset_ = float(np.ravel(machine.offset_)[0])
 
     def _score(self, x: FloatMatrix, groups: GroupArray | None) -> FloatArray:
-        del groups
-        parts = [self._distance(x[start : start + CHUNK_ROWS]) for start in range(0, len(x), CHUNK_ROWS)]
-        return self.offset_ - np.concatenate(parts)
+        from reperform.detectors import kernels  # noqa: PLC0415  # numba costs half a second
 
-    def _distance(self, x: FloatMatrix) -> FloatArray:
-        scaled = self.scaler_.transform(x)
-        squared = (scaled**2).sum(1)[:, None] - 2 * scaled @ self.landmarks_.T + (self.landmarks_**2).sum(1)
-        kernel = np.exp(-self.width_ * np.maximum(squared, 0))
-        return np.asarray(kernel @ self.weights_)
+        del groups
+        inside, columns = np.zeros(len(x)), np.ascontiguousarray(self.landmarks_.T)
+
+        def add(part: slice) -> None:
+            scaled = self.scaler_.transform(x[part])
+            kernels.add_kernel_values(scaled, columns, np.float32(self.width_), self.weights_, inside[part])
+
+        over_rows(add, len(x))
+        return self.offset_ - inside
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {

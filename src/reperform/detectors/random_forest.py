@@ -1,18 +1,23 @@
 """Random forest on labels: the mean of many deep trees, each grown on a draw of the rows."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.tree import DecisionTreeRegressor
-from sklearn.tree._tree import Tree
 
-from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray
+from reperform.detectors import trees
+from reperform.detectors.base import (
+    THREADS,
+    Arrays,
+    Detector,
+    FloatArray,
+    FloatMatrix,
+    GroupArray,
+    LabelArray,
+    over_rows,
+)
 
-CHUNK_ROWS = 50_000
-THREADS = 2
 NODE_FIELDS = ("left_child", "right_child", "feature", "threshold", "missing_go_to_left")
 
 
@@ -76,40 +81,25 @@ class RandomForestDetector(Detector):
             n_jobs=THREADS,
             random_state=self.seed,
         ).fit(x, y, sample_weight=weight)
-        self.trees_ = [tree.tree_ for tree in forest.estimators_]
-        self.shares_ = [_shares(tree, forest.classes_) for tree in self.trees_]
+        grown = [one.tree_ for one in forest.estimators_]
+        shares = np.concatenate([_shares(tree, forest.classes_) for tree in grown])
+        self._keep(trees.fields_of(grown, NODE_FIELDS), shares)
+
+    def _keep(self, fields: Arrays, shares: FloatArray) -> None:
+        self.fields_ = fields
+        self.trees_ = trees.forest(fields, shares)
 
     def _score(self, x: FloatMatrix, groups: GroupArray | None) -> FloatArray:
         del groups
-        # Summed chunk by chunk and tree by tree: scikit-learn's own sum depends on which thread is first.
-        chunks = [x[start : start + CHUNK_ROWS] for start in range(0, len(x), CHUNK_ROWS)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            total = np.concatenate(list(pool.map(self._total, chunks)))
-        return np.asarray(np.log((total + 0.5) / (len(self.trees_) - total + 0.5)))
-
-    def _total(self, x: FloatMatrix) -> FloatArray:
         total = np.zeros(len(x))
-        for tree, shares in zip(self.trees_, self.shares_, strict=True):
-            total += shares[tree.apply(x)]
-        return total
+        over_rows(lambda part: self.trees_.add(x[part], total[part]), len(x))
+        return np.asarray(np.log((total + 0.5) / (len(self.trees_.roots) - total + 0.5)))
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        nodes = [tree.__getstate__()["nodes"] for tree in self.trees_]
-        return {
-            **{field: np.concatenate([n[field] for n in nodes]) for field in NODE_FIELDS},
-            "shares": np.concatenate(self.shares_),
-            "node_counts": np.array([len(n) for n in nodes]),
-            "depths": np.array([tree.max_depth for tree in self.trees_]),
-        }
+        return {**self.fields_, "shares": self.trees_.value}
 
     def _restore(self, arrays: Arrays) -> None:
-        ends = np.cumsum(arrays["node_counts"])
-        spans = [slice(end - n, end) for end, n in zip(ends, arrays["node_counts"], strict=True)]
-        self.shares_ = [arrays["shares"][span] for span in spans]
-        self.trees_ = [
-            _tree({field: arrays[field][span] for field in NODE_FIELDS}, int(depth), self.n_features_in_)
-            for span, depth in zip(spans, arrays["depths"], strict=True)
-        ]
+        self._keep({name: arrays[name] for name in (*NODE_FIELDS, "node_counts")}, arrays["shares"])
 
 
 def _shares(tree: Any, classes: NDArray[Any]) -> FloatArray:
@@ -117,17 +107,3 @@ def _shares(tree: Any, classes: NDArray[Any]) -> FloatArray:
     weights = tree.value[:, 0, :]
     anomalies = weights[:, classes == 1].sum(axis=1)
     return np.asarray(anomalies / weights.sum(axis=1), np.float64)
-
-
-def _tree(fields: Arrays, depth: int, width: int) -> Any:
-    """A scikit-learn tree from its arrays; what plays no part in finding a row's leaf is left at its default."""
-    tree = Tree(width, np.array([1], np.intp), 1)
-    # A blank tree's state tells how this version of scikit-learn lays out a node.
-    state = DecisionTreeRegressor().fit([[0.0]], [0.0]).tree_.__getstate__()
-    nodes = np.zeros(len(fields["feature"]), state["nodes"].dtype)
-    for name, values in fields.items():
-        nodes[name] = values
-    tree.__setstate__(
-        {**state, "max_depth": depth, "node_count": len(nodes), "nodes": nodes, "values": np.zeros((len(nodes), 1, 1))}
-    )
-    return tree

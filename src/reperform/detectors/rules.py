@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray
+from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray, over_rows
 from reperform.errors import ReperformError, nearest
 
 BOUNDS = ("at_least", "at_most")
@@ -56,27 +56,36 @@ class RulesDetector(Detector):
 
     def fired(self, x: FloatMatrix) -> NDArray[np.bool_]:
         """Which rules fired: shape (n, number of evaluable rules), in the order of `names_`."""
-        columns = [np.logical_and.reduce([_holds(x[:, c], b, t) for c, b, t in rule]) for rule in self.conditions_]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(x), 0), bool)
+        if not self.names_:
+            return np.zeros((len(x), 0), bool)
+        sign = self.sign_.astype(x.dtype)
+        holds = x[:, self.column_] * sign >= self.limit_.astype(x.dtype) * sign
+        return np.asarray(np.logical_and.reduceat(holds, self.first_, axis=1))
 
     def _score(self, x: FloatMatrix, groups: GroupArray | None) -> FloatArray:
         del groups
-        return np.asarray(self.fired(x) @ self.weights_ + self._closeness(x), np.float64)
+        score = np.empty(len(x))
+
+        def rate(part: slice) -> None:
+            score[part] = self.fired(x[part]) @ self.weights_ + self._closeness(x[part])
+
+        over_rows(rate, len(x))
+        return score
 
     def _closeness(self, x: FloatMatrix) -> FloatArray:
-        total, count = np.zeros(len(x)), 0
-        for column, bound, limit in (condition for rule in self.conditions_ for condition in rule):
-            sign = 1 if bound == "at_least" else -1
-            beyond = sign * (x[:, column].astype(np.float64) - limit) / max(abs(limit), 1)
-            total += np.nan_to_num((1 + beyond / (1 + np.abs(beyond))) / 2, nan=0.0)
-            count += 1
-        return total / (count + 1)
+        if not self.names_:
+            return np.zeros(len(x))
+        beyond = (x[:, self.column_] - self.limit_) * (self.sign_ / np.maximum(np.abs(self.limit_), 1))
+        near = np.nan_to_num((1 + beyond / (1 + np.abs(beyond))) / 2, nan=0.0)
+        # A running sum adds in one order, however many rows there are.
+        return np.asarray(np.cumsum(near, axis=1)[:, -1] / (len(self.column_) + 1))
 
     def _compile(self) -> None:
         self.names_: list[str] = []
-        self.conditions_: list[list[tuple[int, str, float]]] = []
         self.not_evaluable_: dict[str, list[str]] = {}
-        weights = []
+        weights: list[float] = []
+        conditions: list[tuple[int, float, float]] = []
+        first: list[int] = []
         position = {name: index for index, name in enumerate(self.features)}
         for name, rule in (self.rules or {}).items():
             _check_rule(name, rule)
@@ -86,10 +95,15 @@ class RulesDetector(Detector):
                 continue
             self.names_.append(name)
             weights.append(float(rule.get("weight", 1)))
-            self.conditions_.append(
-                [(position[c], b, float(t)) for c, bounds in rule["when"].items() for b, t in bounds.items()]
-            )
-        self.weights_ = np.array(weights, np.float64)
+            first.append(len(conditions))
+            conditions += [
+                (position[column], 1 if bound == "at_least" else -1, float(limit))
+                for column, bounds in rule["when"].items()
+                for bound, limit in bounds.items()
+            ]
+        self.weights_, self.first_ = np.array(weights, np.float64), np.array(first, np.int64)
+        columns = np.array(conditions, np.float64).reshape(-1, 3)
+        self.column_, self.sign_, self.limit_ = columns[:, 0].astype(np.int64), columns[:, 1], columns[:, 2]
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {}
@@ -97,10 +111,6 @@ class RulesDetector(Detector):
     def _restore(self, arrays: Arrays) -> None:
         del arrays  # the rules are the parameters
         self._compile()
-
-
-def _holds(values: NDArray[Any], bound: str, limit: float) -> NDArray[np.bool_]:
-    return np.asarray(values >= limit if bound == "at_least" else values <= limit)
 
 
 def _check_rule(name: str, rule: Mapping[str, Any]) -> None:

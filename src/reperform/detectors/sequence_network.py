@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -76,8 +75,8 @@ def trained(
     epochs: int,
     batch_size: int,
     seed: int,
-) -> SequenceAutoencoder:
-    """A network trained on whole sequences; the same seed gives the same weights on the same machine.
+) -> dict[str, NDArray[np.float32]]:
+    """Weights, by name, of a network trained on whole sequences; on one machine, one seed gives one set of weights.
 
     Args:
         steps: shape (n, n_steps, n_features).
@@ -106,30 +105,7 @@ def trained(
             enable_model_summary=False,
         )
         trainer.fit(network, loader)
-    return network.eval()
-
-
-def last_step_errors(
-    network: SequenceAutoencoder, steps: NDArray[np.float32], known: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Squared error of each known value of the newest step: shape (n, n_features), 0 where unknown."""
-    with _reproducible(0), torch.inference_mode():
-        x, mask = torch.from_numpy(steps), torch.from_numpy(known)
-        written = network(x, mask, 1)[:, 0]
-        return np.asarray((((written - x[:, -1]) ** 2) * mask[:, -1]).numpy())
-
-
-def weights(network: SequenceAutoencoder) -> dict[str, NDArray[Any]]:
-    """The network's weights, by name."""
     return {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
-
-
-def restored(arrays: dict[str, NDArray[Any]], learning_rate: float) -> SequenceAutoencoder:
-    """A network from its weights."""
-    n_features, hidden_size = arrays["output.weight"].shape
-    network = SequenceAutoencoder(n_features, hidden_size, arrays["code.weight"].shape[0], learning_rate)
-    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
-    return network.eval()
 
 
 @contextmanager
