@@ -7,7 +7,7 @@ from reperform.errors import ReperformError
 LONGEST_ECHO = 200  # characters of a client's own text that an answer repeats
 
 
-class Refusal(ReperformError):
+class Refusal(ReperformError):  # noqa: N818  # it is what the service says, and no fault of ours
     """A request that is not answered, and why.
 
     Args:
