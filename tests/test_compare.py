@@ -152,7 +152,7 @@ def test_a_folder_and_the_workspace_are_versions(project: Path) -> None:
 
 
 def test_a_git_revision_is_read_from_dvcs_cache(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "_cache", lambda: project / ".dvc" / "cache")
+    monkeypatch.setattr(tracking, "cache_folder", lambda: project / ".dvc" / "cache")
     md5 = cached(outcomes(2), project)
     (project / "dvc.lock").write_text(
         json.dumps({"stages": {"evaluate": {"outs": [{"path": compare.OUTCOMES, "md5": md5}]}}})
@@ -215,7 +215,7 @@ def test_a_typology_with_few_anomalies_is_named_and_not_judged() -> None:
 def registry(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with version 1 (the champion) and version 2 (better), both recorded as stage evaluate records them."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(compare, "_cache", lambda: project / ".dvc" / "cache")
+    monkeypatch.setattr(tracking, "cache_folder", lambda: project / ".dvc" / "cache")
     shutil.copy(ROOT / "params.yaml", project / "params.yaml")
     for number, quality in enumerate((1.0, 3.0)):
         model = project / tracking.MODEL_FILE

@@ -437,6 +437,7 @@ def write_inputs(rows: pl.DataFrame) -> None:
         tables.write_table(scores(rows, value, name), f"train/{name}", "scores")
         tables.write_json([], f"tune/{name}", "trials")
     tables.write_table(scores(rows, value, alert=value > 2), "ensemble", "scores")
+    tables.write_json({"members": []}, "ensemble", "model")
 
 
 @pytest.mark.parametrize(
@@ -458,7 +459,8 @@ def test_a_run_writes_the_same_bytes_twice_and_works_without_transactions_or_ano
     first = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     evaluate.run(given)
     assert {path.name: path.read_bytes() for path in sorted(folder.iterdir())} == first
-    assert sorted(first) == ["alerts.parquet", "curves.parquet", "metrics.json", "outcomes.parquet", "tables.json"]
+    tables_and_documents = ("alerts.parquet", "bundle.json", "curves.parquet", "metrics.json", "outcomes.parquet")
+    assert sorted(first) == [*tables_and_documents, "tables.json"]
     assert result["tables"]["reason"] == reason
     counts = result["tables"]["counts"]
     assert counts["measured"] + counts["unknown_truth"] == n

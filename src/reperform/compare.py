@@ -1,8 +1,6 @@
 """Two versions side by side: metrics with paired intervals, alerts gained and lost by typology."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,32 +145,20 @@ def _by_revision(name: str, root: Path) -> Path:
 
 
 def _cached(md5: str, whose: str) -> Path:
-    """The file of that content: DVC's cache keeps each file below its MD5."""
+    """The file of that content, from the workspace or DVC's cache."""
     workspace = paths.project_root() / OUTCOMES
     if workspace.is_file() and tracking.file_digest(workspace, "md5") == md5:
         return workspace
-    path = _cache() / "files" / "md5" / md5[:2] / md5[2:]
-    if path.is_file():
+    path = tracking.cached(md5)
+    if path is not None:
         return path
     raise ReperformError(
         f"The outcomes of {whose} are not here any more.",
         expected=f"a file with MD5 {md5} in DVC's cache",
         got="none",
-        where=str(path.parent.parent),
+        where=str(tracking.cache_folder() / "files" / "md5"),
         fix="`dvc fetch --all-commits` brings it back from a remote; else check that revision out and run `dvc repro`",
     )
-
-
-def _cache() -> Path:
-    got = subprocess.run(
-        [sys.executable, "-m", "dvc", "cache", "dir"],
-        cwd=paths.project_root(),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "DVC_NO_ANALYTICS": "1"},
-    )
-    return Path(got.stdout.strip()) if got.returncode == 0 else paths.project_root() / ".dvc" / "cache"
 
 
 def paired(before: pl.DataFrame, after: pl.DataFrame, *, rounds: int, level: float, seed: int) -> Paired:

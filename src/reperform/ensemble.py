@@ -231,10 +231,11 @@ def contributions(model: Mapping[str, Any], scores: Mapping[str, Floats], fit: s
         scores: each member's scores, shape (n,).
         fit: the members' fit that gave the scores: `final` from the end of training on, `first` before.
     """
-    return {one["detector"]: one["weight"] * _scale_in(one, fit)(scores[one["detector"]]) for one in model["members"]}
+    return {one["detector"]: one["weight"] * scale_in(one, fit)(scores[one["detector"]]) for one in model["members"]}
 
 
-def _scale_in(member: Mapping[str, Any], fit: str) -> Scale:
+def scale_in(member: Mapping[str, Any], fit: str = FINAL) -> Scale:
+    """The scale of a member, as in `data/ensemble/model.json`."""
     said = member["scale"] if fit == FINAL else member.get("first_scale", member["scale"])
     return Scale(np.array(said["scores"]), np.array(said["values"]))
 

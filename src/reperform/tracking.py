@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ ENSEMBLE = "ensemble"
 MODEL_FILE = "data/ensemble/model.json"
 OUTCOMES = "data/evaluate/outcomes.parquet"
 OUTCOMES_TAG = "dvc.md5.outcomes"  # under which DVC's cache keeps what two versions are compared by
+BUNDLE = "data/evaluate/bundle.json"
+BUNDLE_TAG = "reperform.bundle"  # MD5 of the list of files that a version consists of
 SIGNATURE_TAG, SIGNATURE_PART = "signature", 4000  # MLflow takes no longer tags
 DATABASE = "mlflow.db"
 LOCK_FILE = "requirements.lock"
@@ -50,6 +53,7 @@ def outputs(detectors: Sequence[str]) -> dict[str, Path]:
         "data/ensemble/thresholds.json",
         "data/evaluate/metrics.json",
         OUTCOMES,
+        BUNDLE,
     ]
     found = {name: paths.project_root() / name for name in names}
     return {name: path for name, path in found.items() if path.exists()}
@@ -150,7 +154,7 @@ def _recorded(
         **_environment(),
         **{f"data.{name}": value for name, value in hashes.items()},
         **_signature(artifacts),
-        **_outcomes_tag(artifacts),
+        **_md5_tags(artifacts),
     }
     run = client.create_run(experiment, run_name=f"run-{key[:8]}", tags=tags)
     parent = str(run.info.run_id)
@@ -213,8 +217,10 @@ def _signature(artifacts: Mapping[str, Path]) -> dict[str, str]:
     return {**numbered, f"{SIGNATURE_TAG}.sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _outcomes_tag(artifacts: Mapping[str, Path]) -> dict[str, str]:
-    return {OUTCOMES_TAG: file_digest(artifacts[OUTCOMES], "md5")} if OUTCOMES in artifacts else {}
+def _md5_tags(artifacts: Mapping[str, Path]) -> dict[str, str]:
+    """Under what names DVC's cache keeps what is needed of a version later."""
+    tags = {OUTCOMES_TAG: OUTCOMES, BUNDLE_TAG: BUNDLE}
+    return {tag: file_digest(artifacts[name], "md5") for tag, name in tags.items() if name in artifacts}
 
 
 @dataclass(frozen=True)
@@ -363,6 +369,25 @@ def _dvc_hashes() -> dict[str, str]:
     stages = OmegaConf.to_container(OmegaConf.load(lock)).get("stages", {})  # type: ignore[union-attr]
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
+
+
+def cached(md5: str, cache: Path | None = None) -> Path | None:
+    """The file of that content in DVC's cache, which keeps each file below its MD5; None when it is not there."""
+    path = (cache or cache_folder()) / "files" / "md5" / md5[:2] / md5[2:]
+    return path if path.is_file() else None
+
+
+def cache_folder() -> Path:
+    """The folder of DVC's cache."""
+    got = subprocess.run(
+        [sys.executable, "-m", "dvc", "cache", "dir"],
+        cwd=paths.project_root(),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+    )
+    return Path(got.stdout.strip()) if got.returncode == 0 else paths.project_root() / ".dvc" / "cache"
 
 
 def _relative(path: Path) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from reperform import metrics, params, paths, schemas, tables, tracking
-from reperform.evaluate import breakdowns, segments
+from reperform.evaluate import breakdowns, bundle, segments
 from reperform.evaluate.detection import (
     ENSEMBLE,
     filing_detection,
@@ -100,7 +100,7 @@ def _reason(counts: Mapping[str, int]) -> str | None:
 
 
 def run(settings: EvaluateParams) -> dict[str, Any]:
-    """Write `data/evaluate/{metrics.json,curves.parquet,alerts.parquet,outcomes.parquet,tables.json}`; record the run.
+    """Write metrics, tables, curves, alerts, outcomes and bundle.json to `data/evaluate/`; record the run.
 
     Returns:
         metrics, tables, and the frames curves, alerts, outcomes: what the notebook shows.
@@ -145,5 +145,6 @@ def run(settings: EvaluateParams) -> dict[str, Any]:
     tables.write_json(report, "evaluate", "tables")
     for name, frame in frames.items():
         tables.write_table(frame, "evaluate", name)
+    bundle.write()
     tracking.record(document, params.raw(paths.params_file()), tracking.outputs(training.detectors))
     return {"metrics": document, "tables": report, **frames}
