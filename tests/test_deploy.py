@@ -1,0 +1,300 @@
+"""What `deploy/` promises, as far as it can be held to it without a container engine."""
+
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import jsonschema
+import pytest
+import yaml
+
+from reperform.export import server, shell
+from tests import balancer
+from tests.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+RUNNING = [name for name, one in SERVICES.items() if "tools" not in one.get("profiles", [])]
+EXAMPLE = (DEPLOY / "env.example").read_text()
+ROOTLESS = re.compile(r"[1-9]\d*:\d+")
+
+
+def test_compose_file_fulfils_the_compose_specification() -> None:
+    schema = json.loads((ROOT / "tests" / "compose.schema.json").read_text())
+    found = jsonschema.Draft7Validator(schema).iter_errors(COMPOSE)
+    assert [(list(one.path), one.message) for one in found] == []
+
+
+def test_every_service_that_was_asked_for_is_there() -> None:
+    assert set(RUNNING) == {"postgres", "mlflow", "api", "balancer", "prometheus", "grafana", "jupyter"}
+    assert SERVICES["api"]["deploy"]["replicas"] == 2
+    assert "ports" not in SERVICES["api"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_have_no_more_rights_than_they_need(name: str) -> None:
+    one = SERVICES[name]
+    assert ROOTLESS.fullmatch(one["user"])
+    assert one["read_only"] is True
+    assert one["cap_drop"] == ["ALL"]
+    assert one["security_opt"] == ["no-new-privileges:true"]
+    assert set(one["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_services_say_whether_they_are_well_and_come_back(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
+    assert SERVICES[name]["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned_by_version(name: str) -> None:
+    assert re.search(r":v?\d+\.\d+(\.\d+)?(-[a-z]+)?$|:\$\{\w+:-\d+\.\d+\.\d+\}$", SERVICES[name]["image"])
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_only_the_balancer_is_reached_from_other_machines(name: str) -> None:
+    outside = [port for port in SERVICES[name].get("ports", []) if not port.startswith("127.0.0.1:")]
+    assert outside == (["0.0.0.0:${REPERFORM_HTTPS_PORT:-8443}:8443"] if name == "balancer" else [])
+
+
+def test_no_secret_is_in_the_file_and_every_variable_is_in_the_example() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    required = set(re.findall(r"\$\{(\w+):\?", text))
+    offered = dict(line.split("=", 1) for line in EXAMPLE.splitlines() if line and not line.startswith("#"))
+    secret = {name for name in offered if re.search("PASSWORD|TOKEN", name)}
+    assert required == secret
+    assert {offered[name] for name in secret} == {""}
+    for name, value in re.findall(r"^ +(\w*(?:PASSWORD|TOKEN)\w*): (.+)$", text, flags=re.MULTILINE):
+        assert value.startswith("${"), name
+
+
+def test_files_that_compose_mounts_exist() -> None:
+    mounted = [v for one in SERVICES.values() for v in one.get("volumes", []) if v.startswith("./")]
+    assert mounted
+    assert [v for v in mounted if not (DEPLOY / v.split(":")[0]).exists()] == []
+
+
+def test_volumes_and_networks_are_declared() -> None:
+    named = {v.split(":")[0] for one in SERVICES.values() for v in one.get("volumes", []) if v[0] not in "./$"}
+    assert named == set(COMPOSE["volumes"])
+    assert {n for one in SERVICES.values() for n in one["networks"]} == set(COMPOSE["networks"])
+    assert COMPOSE["networks"]["inside"]["internal"] is True
+
+
+def test_database_is_reached_from_inside_alone() -> None:
+    assert SERVICES["postgres"]["networks"] == ["inside"]
+    assert "ports" not in SERVICES["postgres"]
+
+
+def test_image_is_built_from_the_lock_file_and_runs_without_root() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    stages = text.split("\nFROM ")
+    assert len(stages) == 3
+    assert re.search(r"^ARG PYTHON=3\.11\.\d+-slim-\w+$", text, flags=re.MULTILINE)
+    assert "--requirement requirements.lock" in stages[1]
+    for part in ("USER 10001:10001", "HEALTHCHECK", "PYTHONHASHSEED=0", "OMP_WAIT_POLICY=passive"):
+        assert part in stages[2]
+    assert stages[2].index("USER ") < stages[2].index("\nCMD ")
+    copied = {word for line in re.findall(r"^COPY (?!--)(.+)$", text, flags=re.MULTILINE) for word in line.split()[:-1]}
+    allowed = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_secrets_certificates_and_backups_of_a_deployment_are_never_committed() -> None:
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/deploy/.env", "/deploy/tls/", "/deploy/backups/"} <= set(ignored)
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_sound(path: Path) -> None:
+    assert os.access(path, os.X_OK)
+    assert "set -euo pipefail" in path.read_text()
+    subprocess.run(["bash", "-n", path], check=True)
+    if shutil.which("shellcheck"):
+        got = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+        assert got.stdout == ""
+
+
+# --- the load balancer ---------------------------------------------------------------------------------------------
+
+
+class Balanced:
+    """The balancer with its replicas."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.names, self.port = balancer.Names(), balancer.free_port()
+        self.plain, self.tls = balancer.free_port(), balancer.free_port()
+        self.folder = folder
+        self.names.start()
+        stack.callback(self.names.socket.close)
+        self.replicas = {host: stack.enter_context(balancer.replica(host, self.port)) for host in balancer.HOSTS}
+        for host in balancer.HOSTS:
+            balancer.wait_for(host, self.port)
+        file = balancer.configuration(folder, names=self.names.port, replicas=self.port, plain=self.plain, tls=self.tls)
+        self.command = [balancer.nginx_program(), "-p", str(folder), "-c", str(file)]
+        tried = subprocess.run([*self.command, "-t"], check=False, capture_output=True, text=True)
+        assert "test is successful" in tried.stderr, tried.stderr
+        stack.enter_context(balancer.started([*self.command, "-g", "daemon off;"], cwd=folder))
+        balancer.wait_for("127.0.0.1", self.plain)
+
+    def post(self, path: str = "/api/v1/detect-anomalies", body: bytes = b"{}") -> tuple[int, dict[str, Any]]:
+        status, text, _ = balancer.call(self.plain, "POST", path, body)
+        return status, json.loads(text)
+
+
+@pytest.fixture
+def balanced(tmp_path: Path) -> Iterator[Balanced]:
+    balancer.nginx_program()
+    with ExitStack() as stack:
+        yield Balanced(tmp_path, stack)
+
+
+def test_requests_go_to_both_replicas(balanced: Balanced) -> None:
+    answers = [balanced.post() for _ in range(20)]
+    assert {status for status, _ in answers} == {200}
+    assert {body["replica"] for _, body in answers} == set(balancer.HOSTS)
+    assert all(re.fullmatch("[0-9a-f]{32}", body["request_id"]) for _, body in answers)
+    assert {body["client"] for _, body in answers} == {None}
+
+
+def test_no_request_fails_while_a_replica_is_killed_and_comes_back(balanced: Balanced) -> None:
+    answers: list[tuple[int, str]] = []
+    ending = threading.Event()
+
+    def client() -> None:
+        while not ending.is_set():
+            status, body = balanced.post()
+            answers.append((status, body.get("replica", "")))
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for one in clients:
+        one.start()
+    time.sleep(0.5)
+    balanced.replicas["127.0.0.2"].kill()
+    balanced.replicas["127.0.0.2"].wait()
+    killed = len(answers)
+    time.sleep(1.5)
+    without = len(answers)
+    with balancer.replica("127.0.0.2", balanced.port):
+        balancer.wait_for("127.0.0.2", balanced.port)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and answers[-1][1] != "127.0.0.2":
+            time.sleep(0.005)
+        ending.set()
+        for one in clients:
+            one.join()
+    assert {status for status, _ in answers} == {200}
+    assert "127.0.0.2" in {host for _, host in answers[:killed]}
+    assert without - killed > 10
+    assert "127.0.0.2" in {host for _, host in answers[without:]}
+
+
+def test_a_replica_that_leaves_the_name_server_gets_no_more_requests(balanced: Balanced) -> None:
+    balanced.names.alive = ["127.0.0.1"]
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        if {balanced.post()[1]["replica"] for _ in range(8)} == {"127.0.0.1"}:
+            break
+    assert {balanced.post()[1]["replica"] for _ in range(20)} == {"127.0.0.1"}
+
+
+def test_without_any_replica_clients_are_told_when_to_come_back(balanced: Balanced) -> None:
+    for one in balanced.replicas.values():
+        one.kill()
+        one.wait()
+    status, text, headers = balancer.call(balanced.plain, "POST", "/api/v1/detect-anomalies", b"{}")
+    assert status == 503
+    assert headers["retry-after"] == "2"
+    assert headers["content-type"] == "application/problem+json"
+    assert json.loads(text)["status"] == 503
+
+
+def test_balancer_keeps_metrics_inside_and_refuses_what_is_too_large(balanced: Balanced) -> None:
+    assert balancer.call(balanced.plain, "GET", "/metrics")[0] == 404
+    status, text, headers = balancer.call(balanced.plain, "POST", "/api/v1/feedback", b"x" * (13 << 20))
+    assert (status, headers["content-type"]) == (413, "application/problem+json")
+    assert json.loads(text)["fix"]
+
+
+def test_log_of_the_balancer_holds_no_ids_and_no_addresses(balanced: Balanced) -> None:
+    balancer.call(balanced.plain, "GET", "/api/v1/anomaly-score/SECRET-7?id=SECRET-8")
+    balancer.call(balanced.plain, "GET", "/SECRET-9")
+    log = balanced.folder / "access.log"
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and log.read_text().count("\n") < 2:
+        time.sleep(0.05)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["route"] for line in lines] == ["/api/v1/anomaly-score/*", "other"]
+    assert "SECRET" not in log.read_text()
+    assert not {"client", "remote_addr", "user_agent"} & set(lines[0])
+
+
+def test_tls_is_spoken_and_kept(balanced: Balanced) -> None:
+    trusted = ssl.create_default_context(cafile=str(balanced.folder / "tls.crt"))
+    trusted.check_hostname = False
+    with urlopen(f"https://127.0.0.1:{balanced.tls}/ready", context=trusted) as answer:
+        assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+        assert json.loads(answer.read())["path"] == "/ready"
+    assert "strict-transport-security" not in balancer.call(balanced.plain, "GET", "/ready")[2]
+
+
+# --- PostgreSQL ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv(server.ADDRESS_VARIABLE, raising=False)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_programs_of_postgresql_run_on_the_projects_database(empty_project: Path) -> None:
+    target = empty_project / "said"
+    assert (
+        shell.with_address(empty_project, ["psql", "-XAt", "-o", str(target), "-c", "SELECT current_database()"]) == 0
+    )
+    assert target.read_text() == "reperform\n"
+    assert shell.with_address(empty_project, ["psql", "-X", "-c", "SELECT nothing"]) == 1
+    with pytest.raises(server.ReperformError, match="no program"):
+        shell.with_address(empty_project, ["no-such-program"])
+
+
+def test_first_start_of_the_database_makes_roles_that_keep_to_themselves(
+    empty_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REPERFORM", "READER", "MLFLOW"):
+        monkeypatch.setenv(f"{name}_PASSWORD", f"it's {name}")
+    with server.reached(empty_project) as address:
+        with server.connect(address, dbname="postgres") as connection:
+            connection.autocommit = True
+            connection.execute("DROP DATABASE reperform")
+        environment = {**os.environ, **shell._variables(dict(address.parameters))}
+        script = str(DEPLOY / "postgres" / "init.sh")
+        path = os.pathsep.join([*server.program_folders(), os.environ["PATH"]])
+        subprocess.run(["bash", script], check=True, env={**environment, "PATH": path})
+        with server.connect(address, dbname="postgres") as connection:
+            roles = connection.execute(
+                "SELECT rolname, rolsuper, rolcreaterole, rolpassword LIKE 'SCRAM-SHA-256$%' FROM pg_authid "
+                "WHERE rolname IN ('reperform', 'reperform_reader', 'mlflow') ORDER BY 1"
+            ).fetchall()
+            reach = connection.execute(
+                "SELECT r, has_database_privilege(r, d, 'CONNECT') "
+                "FROM unnest(ARRAY['reperform', 'reperform_reader', 'mlflow']) r, "
+                "unnest(ARRAY['reperform', 'mlflow']) d ORDER BY r, d DESC"
+            ).fetchall()
+    assert roles == [(name, False, False, True) for name in ("mlflow", "reperform", "reperform_reader")]
+    assert [may for _, may in reach] == [False, True, True, False, True, False]
