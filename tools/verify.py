@@ -1,13 +1,18 @@
 """Check a run against its manifest, with Python's standard library alone (3.9 or newer).
 
     python tools/verify.py [--root DIR] [--without-log]
+    python tools/verify.py --calls FILE [--last HASH] [--root DIR]
 
 Reads data/audit/manifest.json, hashes every file that it lists, works out the Merkle root again (RFC 6962, section
 2.1), and follows the chain of data/audit/log.jsonl, which must name this manifest. Prints each file that has changed or
 is missing, and ends with `same: N, changed: C, missing: M`. The exit code is 0 only when nothing has changed, nothing
 is missing, and manifest and log hold together.
 
-This file shares no code with the stage that writes the manifest, so that one mistake can't hide in both.
+With --calls it checks the scoring service's log of calls instead, as `python -m reperform calls --to FILE` writes it:
+that each entry follows from the one before it, and that the log still has every end that data/audit/log.jsonl, or the
+hash given with --last, says it once had.
+
+This file shares no code with what writes the manifest or the logs, so that one mistake can't hide in both.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ LOG = "data/audit/log.jsonl"
 FORMAT = 1
 BLOCK_BYTES = 1 << 20
 SHOWN = 20
+FIRST = "0" * 64  # what the first entry of a log names as the one before it
 
 
 class Unfit(Exception):  # noqa: N818  # read as a sentence where it is raised
@@ -41,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = Path(__file__).resolve().parent.parent
     parser.add_argument("--root", type=Path, default=here, help="the project's folder")
     parser.add_argument("--without-log", action="store_true", help="for a run that was made elsewhere, without its log")
+    parser.add_argument("--calls", type=Path, metavar="FILE", help="check this log of the service's calls, and no run")
+    parser.add_argument("--last", metavar="HASH", help="the last hash that the log of calls had at some time")
     options = parser.parse_args(argv)
+    if options.calls:
+        return verify_calls(options.calls, options.root, options.last, without_log=options.without_log)
+    if options.last:
+        parser.error("--last belongs to --calls")
     try:
         manifest = read_manifest(options.root)
     except Unfit as unfit:
@@ -163,7 +175,7 @@ def log_faults(root: Path) -> Iterator[str]:
     if not path.is_file():
         print("log: none here (it is not versioned; it stays where the run was made)")
         return
-    before = "0" * 64
+    before = FIRST
     manifests: list[str | None] = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
         entry = chained(line, number, before)
@@ -188,8 +200,75 @@ def chained(line: str, number: int, before: str) -> dict[str, Any] | None:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         whole = entry["hash"] == hashlib.sha256(text.encode("utf-8")).hexdigest()
         return entry if whole and entry["previous"] == before and entry["sequence"] == number else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def verify_calls(path: Path, root: Path, last: str | None, *, without_log: bool) -> int:
+    """Check a log of calls, print the outcome, and return the exit code."""
+    try:
+        hashes = call_hashes(path)
+        kept = [] if without_log else kept_ends(root)
+    except Unfit as unfit:
+        print(f"verify: {unfit}", file=sys.stderr)
+        return 1
+    faults = [*missing_ends(hashes, kept), *([] if last is None else missing_hash(hashes, last))]
+    for fault in faults:
+        print(f"verify: {fault}", file=sys.stderr)
+    if not kept and last is None:
+        print("calls: no earlier end is known here, so entries that are missing at the end go unseen (see --last)")
+    print(f"calls: {len(hashes)} entries, last hash {hashes[-1] if hashes else FIRST}")
+    return 1 if faults else 0
+
+
+def call_hashes(path: Path) -> list[str]:
+    """The hash of each entry of a log of calls whose chain holds."""
+    hashes: list[str] = []
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file):
+                entry = chained(line, number, hashes[-1] if hashes else FIRST)
+                # Written in one way only: a name given twice would show one value and be hashed with another.
+                if entry is None or line != json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n":
+                    raise Unfit(
+                        f"the chain of calls is broken at line {number + 1} of {path}: changed there or before."
+                    )
+                hashes.append(entry["hash"])
+    except (OSError, UnicodeError) as error:
+        raise Unfit(f"the log of calls cannot be read: {path}: {error}") from None
+    return hashes
+
+
+def kept_ends(root: Path) -> list[dict[str, Any]]:
+    """Entries of the run log that say where the log of calls ended at some time."""
+    path = root / LOG
+    if not path.is_file():
+        return []
+    before, ends = FIRST, []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+        entry = chained(line, number, before)
+        if entry is None:
+            raise Unfit(f"the log's chain is broken at line {number + 1} of {path}: it was changed there or before.")
+        before = entry["hash"]
+        if entry.get("event") == "calls":
+            ends.append(entry)
+    return ends
+
+
+def missing_ends(hashes: Sequence[str], kept: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What the log of calls lacks of what it once had."""
+    for entry in kept:
+        n = entry["n_calls"]
+        if n > len(hashes):
+            yield f"the end of the log of calls is missing: it had {n} entries at {entry['time']}, now {len(hashes)}."
+        elif n and hashes[n - 1] != entry["last_call"]:
+            yield f"the log of calls was written anew: entry {n - 1} is not the one that it had at {entry['time']}."
+
+
+def missing_hash(hashes: Sequence[str], last: str) -> Iterator[str]:
+    """Whether a hash that somebody kept is gone from the log of calls."""
+    if last not in hashes:
+        yield f"the log of calls does not know {last}: its end is missing, or it was written anew."
 
 
 def tell_uncovered(root: Path, manifest: dict[str, Any]) -> None:

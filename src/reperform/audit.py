@@ -309,7 +309,9 @@ def log_lines(read: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _told(entry: Mapping[str, Any]) -> str:
-    """What an entry is about: a run's manifest, or the decision about a version of the model."""
+    """What an entry is about: a run's manifest, a decision about a model, or where the log of calls ended."""
+    if "n_calls" in entry:
+        return f"{entry['n_calls']} calls  last {entry['last_call'][:16]}…"
     if "root" in entry:
         return f"{entry['n_files']} files  root {entry['root'][:16]}…  commit {(entry['commit'] or 'none')[:10]}"
     return f"version {entry.get('version')} {entry.get('verdict')} by {entry.get('by')}"

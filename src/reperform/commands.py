@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from reperform import compose, params, paths, summary
@@ -77,6 +77,10 @@ def add_commands(sub: Any) -> None:
     one = sub.add_parser("changes", help="say what changed in the data since the last run with other data")
     one.set_defaults(call=_quality_changes)
     _add_studies(sub)
+    _add_keys(sub.add_parser("keys", help="give out, list, rotate and revoke API keys of the scoring service"))
+    one = sub.add_parser("calls", help="say where the service's log of calls ends, keep that, and export it")
+    one.add_argument("--to", default=None, metavar="FILE", help="write all entries to this file, for tools/verify.py")
+    one.set_defaults(call=_calls)
     one = sub.add_parser("summary", help="say what the last run found, and open its report")
     one.set_defaults(call=_summary)
     _add_sources(sub.add_parser("sources", help="describe data of your own: draft a map of a file, and try it"))
@@ -101,6 +105,25 @@ def _add_studies(sub: Any) -> None:
     one.add_argument("version", help="an MLflow version or alias, such as challenger")
     one.add_argument("--by", default=None, help="who decides (default: git's user.name)")
     one.set_defaults(call=_promote)
+
+
+def _add_keys(parser: Any) -> None:
+    sub = parser.add_subparsers(dest="action", required=True, metavar="action", title="actions")
+    one = sub.add_parser("create", help="make a key; its secret is printed once")
+    one.add_argument("name", help="whom it is for")
+    one.add_argument("--scopes", default="score,read", help="of score, read, admin (default: score,read)")
+    one.add_argument("--days", type=float, default=90, help="how long it lives (default: 90; 0: until it is revoked)")
+    one.add_argument("--per-minute", type=int, default=6_000, help="requests that it may send (default: 6000)")
+    one.set_defaults(call=_keys)
+    one = sub.add_parser("list", help="show all keys, without their secrets")
+    one.set_defaults(call=_keys)
+    one = sub.add_parser("rotate", help="give a key a new secret; the old one is taken for a while, too")
+    one.add_argument("id", help="the key's public part")
+    one.add_argument("--grace-hours", type=float, default=24, help="for so long (default: 24; 0 if it has leaked)")
+    one.set_defaults(call=_keys)
+    one = sub.add_parser("revoke", help="withdraw a key for good")
+    one.add_argument("id", help="the key's public part")
+    one.set_defaults(call=_keys)
 
 
 def _add_sources(parser: Any) -> None:
@@ -212,6 +235,25 @@ def _quiet() -> None:
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.chdir(paths.project_root())
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from reperform.service import database, keys  # noqa: PLC0415  # psycopg is slow to import
+
+    with closing(database.Database(connections=1)) as opened:
+        database.prepare(opened)
+        return keys.main(opened, arguments)
+
+
+def _calls(arguments: argparse.Namespace) -> int:
+    from pathlib import Path  # noqa: PLC0415  # only here
+
+    from reperform import audit  # noqa: PLC0415  # no other command needs it
+    from reperform.service import calls, database  # noqa: PLC0415  # psycopg is slow to import
+
+    with closing(database.Database(connections=1)) as opened:
+        database.prepare(opened)
+        return calls.main(opened, paths.data("audit") / audit.LOG, Path(arguments.to) if arguments.to else None)
 
 
 def _summary(_: argparse.Namespace) -> int:

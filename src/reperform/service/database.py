@@ -266,13 +266,22 @@ def prepare(database: Database) -> None:
         ReperformError: when the database would not keep what it is given, or has other migrations than this code.
     """
     with database.transaction() as connection:
-        _check_durable(connection, database.address.shown)
+        _check_settings(connection, database.address.shown)
         migrations.apply(connection, where=database.address.shown)
     if database.address.home is not None:
         server.keep(database.address.home)
 
 
-def _check_durable(connection: Connection, where: str) -> None:
+def _check_settings(connection: Connection, where: str) -> None:
+    encoding = _setting(connection, "server_encoding")
+    if encoding != "UTF8":
+        raise ReperformError(
+            "The database cannot store every name.",
+            expected="a database with encoding UTF8",
+            got=encoding,
+            where=where,
+            fix="CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and name it in REPERFORM_DATABASE_URL",
+        )
     found = {name: _setting(connection, name) for name in ("fsync", "full_page_writes", "synchronous_commit")}
     lax = sorted(name for name, value in found.items() if value == "off")
     if lax:
