@@ -1,15 +1,18 @@
 """What `deploy/` promises, as far as it can be held to it without a container engine."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import sqlite3
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -18,8 +21,10 @@ import jsonschema
 import pytest
 import yaml
 
+from reperform import audit
 from reperform.export import server, shell
-from tests import balancer
+from reperform.service import answers, calls, database, journal, keys
+from tests import balancer, service_rows
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -27,7 +32,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 RUNNING = [name for name, one in SERVICES.items() if "tools" not in one.get("profiles", [])]
 EXAMPLE = (DEPLOY / "env.example").read_text()
-ROOTLESS = re.compile(r"[1-9]\d*:\d+")
+ROOTLESS = re.compile(r"[1-9]\d*:\d+|\$\{REPERFORM_USER:-10001:10001\}")
 
 
 def test_compose_file_fulfils_the_compose_specification() -> None:
@@ -298,3 +303,132 @@ def test_first_start_of_the_database_makes_roles_that_keep_to_themselves(
             ).fetchall()
     assert roles == [(name, False, False, True) for name in ("mlflow", "reperform", "reperform_reader")]
     assert [may for _, may in reach] == [False, True, True, False, True, False]
+
+
+# --- backup and restore --------------------------------------------------------------------------------------------
+
+
+def script(name: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    command = ["bash", str(DEPLOY / f"{name}.sh"), *words]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
+
+
+def answered(opened: database.Database, name: str) -> None:
+    """One transaction that was answered and logged, as the service does it, without its models."""
+    rows = service_rows.transactions(name)
+    with opened.transaction() as connection:
+        journal.locked(connection)
+        sequence = journal.append(connection, "transactions", rows)
+        answers.write_answers(connection, service_rows.answers(name), sequence=sequence, request_id=name)
+        answers.keep_response(connection, "k1", name, "0" * 64, 200, name.encode())
+        calls.append(connection, {"method": "POST", "route": "/api/v1/detect-anomalies", "status": 200})
+
+
+def state(opened: database.Database) -> dict[str, Any]:
+    tables = ("journal", "answers", "responses", "api_keys", "calls", "labels", "alerts", "deliveries", "migrations")
+    with opened.transaction() as connection:
+        return {name: connection.execute(f"SELECT * FROM service.{name} ORDER BY 1, 2").fetchall() for name in tables}
+
+
+@pytest.fixture
+def served_project(empty_project: Path) -> Path:
+    for name in ("tools", "conf"):
+        (empty_project / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "params.yaml", empty_project)
+    (empty_project / "dvc.lock").write_text("stages: {}\n")
+    with sqlite3.connect(empty_project / "mlflow.db") as registry:
+        registry.execute("CREATE TABLE versions (number integer)")
+        registry.execute("INSERT INTO versions VALUES (7)")
+    return empty_project
+
+
+def backed_up(folder: Path) -> Path:
+    got = script("backup", str(folder))
+    assert got.returncode == 0, got.stderr
+    assert [one.name for one in folder.iterdir() if one.name.startswith(".")] == []
+    return Path(got.stdout.splitlines()[-1].removeprefix("backup: "))
+
+
+@pytest.mark.slow
+def test_what_was_answered_survives_the_loss_of_the_database(served_project: Path, tmp_path: Path) -> None:
+    with closing(database.Database()) as opened:
+        database.prepare(opened)
+        _, secret = keys.create(opened, "till", ["score"], days=1)
+        for name in ("T1", "T2"):
+            answered(opened, name)
+        before = state(opened)
+        backup = backed_up(tmp_path / "backups")  # while the service runs
+        refused = script("restore", str(backup))
+        assert refused.returncode == 1
+        assert "Stop every replica first; nothing was changed" in refused.stderr
+    shutil.rmtree(served_project / server.FOLDER)
+    (served_project / "mlflow.db").unlink()
+
+    got = script("restore", str(backup))
+
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.splitlines()[-1] == "restore: 2 answers, 1 keys, 2 calls"
+    with closing(database.Database()) as opened:
+        database.prepare(opened)
+        assert state(opened) == before
+        assert keys.checked(opened, secret).name == "till"
+        with opened.transaction() as connection:
+            assert answers.first_response(connection, "k1", "T1", "0" * 64) == (200, b"T1")
+        answered(opened, "T3")  # sequences and the chain go on
+    with sqlite3.connect(served_project / "mlflow.db") as registry:
+        assert registry.execute("SELECT * FROM versions").fetchall() == [(7,)]
+
+
+@pytest.mark.slow
+def test_a_database_that_is_there_is_replaced_only_when_asked(served_project: Path, tmp_path: Path) -> None:
+    with closing(database.Database()) as opened:
+        database.prepare(opened)
+        answered(opened, "T1")
+    backup = backed_up(tmp_path / "backups")
+    with closing(database.Database()) as opened:
+        answered(opened, "T2")
+        whole = state(opened)
+    calls_main(served_project)  # keeps where the log ended
+    refused = script("restore", str(backup))
+    assert refused.returncode == 1
+    assert "--replace" in refused.stderr
+
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(backup, spoiled)
+    (spoiled / "calls.jsonl").write_text("")
+    changed = script("restore", str(spoiled), "--replace")
+    assert changed.returncode == 1
+    assert "not what was written" in changed.stderr
+    sums = (spoiled / "SHA256SUMS").read_text().splitlines()
+    dump = spoiled / "reperform.dump"
+    dump.write_bytes(dump.read_bytes()[:-2000])
+    digest = hashlib.sha256(dump.read_bytes()).hexdigest()
+    kept = [line for line in sums if not line.endswith(("calls.jsonl", "reperform.dump"))]
+    (spoiled / "SHA256SUMS").write_text("\n".join([*kept, f"{digest}  ./reperform.dump"]) + "\n")
+    broken = script("restore", str(spoiled), "--replace")
+    assert broken.returncode != 0
+    assert "nothing was changed" in broken.stderr
+    with closing(database.Database()) as opened:
+        assert state(opened) == whole
+
+    got = script("restore", str(backup), "--replace")
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.splitlines()[-1] == "restore: 1 answers, 0 keys, 1 calls"
+    assert "calls that were answered after this backup are lost" in got.stderr
+    with closing(database.Database()) as opened:
+        assert [row[0] for row in state(opened)["answers"]] == ["T1"]
+
+
+def calls_main(project: Path) -> None:
+    with closing(database.Database()) as opened:
+        assert calls.main(opened, project / "data" / "audit" / audit.LOG, None) == 0
+
+
+def test_scripts_say_how_they_are_called(served_project: Path, tmp_path: Path) -> None:
+    assert script("backup").returncode == 2
+    assert script("restore", str(tmp_path / "none")).returncode == 2
+    empty = script("backup", str(tmp_path / "backups"))
+    assert empty.returncode == 1
+    assert "no schema 'service'" in empty.stderr
+    assert list((tmp_path / "backups").iterdir()) == []
