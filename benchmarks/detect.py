@@ -2,6 +2,7 @@
 
     python benchmarks/detect.py train [project]   every detector twice on a project's data, as stage train does; seconds
     python benchmarks/detect.py score [project]   the whole ensemble scores the test days: transactions a second
+    python benchmarks/detect.py latency [project] one row that arrives, and batches of 1,000: milliseconds
     python benchmarks/detect.py bare [project]    XGBoost through our contract against the bare library call
     python benchmarks/detect.py linear            one-class SVM and isolation forest, 100,000 to 1,000,000 rows
 
@@ -23,6 +24,7 @@ from reperform import detectors, ensemble, params, paths, schemas, split, tables
 from reperform.detectors.boosting import BASE_SCORE, THREADS
 from reperform.params import EnsembleParams, SplitParams, TrainParams
 
+ALONE, BATCH = 1000, 1000
 FEW, MANY, COLUMNS = 100_000, 1_000_000, 30
 REPEATS = 3
 
@@ -62,6 +64,7 @@ def score_all() -> dict[str, Any]:
         rows = train.read_rows(name, chosen(name), params.load(TrainParams).exclude_features)
         wanted = rows.between(calendar.test_start, calendar.test_end)
         n = int(wanted.sum())
+        loaded[name].score(rows.x[:1])  # what is compiled is read from its cache
         start = time.perf_counter()
         scores[name] = train.scored(loaded[name], rows, wanted)
         spent[name] = time.perf_counter() - start
@@ -72,6 +75,50 @@ def score_all() -> dict[str, Any]:
         "seconds": {name: round(s, 3) for name, s in spent.items()} | {"ensemble": round(together, 3)},
         "transactions_per_second": round(n / total),
     }
+
+
+def latency() -> dict[str, Any]:
+    """Rows of the test days as they arrive, with what arrived of their account before, to the probability."""
+    document, members = tables.read_json("ensemble", "model"), []
+    for name in params.load(EnsembleParams).members:
+        rows = train.read_rows(name, chosen(name), params.load(TrainParams).exclude_features)
+        members.append((name, detectors.load(paths.data("train") / name / "model"), rows))
+    calendar, rows = params.load(SplitParams), members[0][2]
+    order = rows.by_arrival(np.arange(len(rows.x)))
+    test = order[rows.between(calendar.test_start, calendar.test_end)[order]]
+    most = max(one.context_rows for _, one, _ in members)
+    by_account = {int(code): order[rows.groups[order] == code] for code in np.unique(rows.groups[test])}
+
+    def timed(new: Any) -> dict[str, float]:
+        before = []
+        for code in np.unique(rows.groups[new]):
+            own = by_account[int(code)]
+            first = int(np.flatnonzero(np.isin(own, new))[0])
+            before += own[max(first - most, 0) : first].tolist()
+        past, spent, scores = np.array(before, np.int64), {}, {}
+        for name, one, own_rows in members:
+            given = (own_rows.x[new], own_rows.x[past])
+            start = time.perf_counter()
+            scores[name] = one.score_arrivals(
+                given[0], groups=rows.groups[new], past=given[1], past_groups=rows.groups[past]
+            )
+            spent[name] = time.perf_counter() - start
+        start = time.perf_counter()
+        ensemble.probabilities(document, ensemble.margins(document, scores))
+        return spent | {"ensemble": time.perf_counter() - start}
+
+    alone = test[:: -(-len(test) // ALONE)]
+    batches = [test[start : start + BATCH] for start in range(0, len(test) - BATCH, BATCH)]
+    timed(alone[:1])  # what is compiled is read from its cache
+    return {"one": told([timed(alone[[k]]) for k in range(len(alone))]), "batch": told([timed(b) for b in batches])}
+
+
+def told(spent: list[dict[str, float]]) -> dict[str, Any]:
+    """Median milliseconds of each part, and median, 99th percentile of them together."""
+    parts = {name: round(1000 * float(np.median([one[name] for one in spent])), 3) for name in spent[0]}
+    together = [1000 * sum(one.values()) for one in spent]
+    return {"n": len(spent), "median_ms": parts, "p50_ms": round(float(np.median(together)), 3),
+            "p99_ms": round(float(np.percentile(together, 99)), 3)}  # fmt: skip
 
 
 def bare_ratio() -> dict[str, Any]:
@@ -118,8 +165,8 @@ def linearity() -> dict[str, Any]:
 def main(what: str, project: str = ".") -> None:
     """Run one benchmark and print its answer."""
     os.chdir(Path(project))
-    work = {"train": train_all, "score": score_all, "bare": bare_ratio, "linear": linearity}[what]
-    print(json.dumps({what: work(), "load": [round(one, 1) for one in os.getloadavg()]}))
+    work = {"train": train_all, "score": score_all, "latency": latency, "bare": bare_ratio, "linear": linearity}[what]
+    print(json.dumps({what: work(), "load": round(os.getloadavg()[0], 1)}))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,13 @@ class LstmAutoencoderDetector(Detector):
         return np.asarray(self.layers_.errors(scaled, known, sequences) / self.usual_error_ / of_newest)
 
     def _scaled(self, x: FloatMatrix) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        return self.scaler_.transform(x), ~np.isnan(x)
+        scaled = np.empty_like(x)
+
+        def scale(part: slice) -> None:
+            scaled[part] = self.scaler_.transform(x[part])
+
+        over_rows(scale, len(x))
+        return scaled, ~np.isnan(x)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         learned = {f"network.{name}": array for name, array in self.weights_.items()}
@@ -140,12 +146,14 @@ class Layers:
     Args:
         of_value: of the encoder for values, shape (p, 4 h).
         of_known: of the encoder for their being known, shape (p, 4 h).
+        all_known: of the encoder where every value is known, bias included, shape (4 h,).
         bias: of the encoder, shape (4 h,).
         rest: the other arguments of `kernels.newest_step_errors`, from `recurrent` on, in order.
     """
 
     of_value: NDArray[np.float32]
     of_known: NDArray[np.float32]
+    all_known: NDArray[np.float32]
     bias: NDArray[np.float32]
     rest: tuple[NDArray[np.float32], ...]
 
@@ -164,7 +172,8 @@ class Layers:
         decoder = (turned("decoder.weight_ih_l0"), bias("decoder"))
         output = (turned("output.weight"), weights["output.bias"])
         rest = (turned("encoder.weight_hh_l0"), *code, *decoder, *output)
-        return cls(of_value, of_known, bias("encoder"), rest)
+        all_known = bias("encoder") + of_known.sum(axis=0)
+        return cls(of_value, of_known, all_known, bias("encoder"), rest)
 
     def errors(
         self, scaled: NDArray[np.float32], known: NDArray[np.bool_], sequences: NDArray[np.int32]
@@ -176,7 +185,7 @@ class Layers:
         found = np.empty((len(sequences), scaled.shape[1]), np.float32)
 
         def project(part: slice) -> None:
-            kernels.project(scaled[part], known[part], self.of_value, self.of_known, self.bias, gates[part])
+            kernels.project(scaled[part], known[part], self.of_value, self.of_known, self.all_known, gates[part])
 
         def write_back(part: slice) -> None:
             kernels.newest_step_errors(scaled, known, gates, sequences[part], found[part], self.bias, *self.rest)

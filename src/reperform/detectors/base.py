@@ -22,7 +22,7 @@ Arrays = Mapping[str, NDArray[Any]]
 NOT_TUNABLE = ("features", "seed")
 ARRAYS_FILE = "arrays.npz"
 THREADS = 2
-LEAST_SHARED_ROWS = 2048  # fewer are scored sooner than a second thread begins
+LEAST_SHARED_ROWS = 512  # fewer are scored sooner than a second thread begins
 MOST_ROWS_AT_ONCE = 32_768
 
 

@@ -165,6 +165,16 @@ class BoostingDetector(Detector):
         over_rows(predict, len(x))
         return margin
 
+    def contributions(self, x: FloatMatrix) -> NDArray[np.float64]:
+        """What each feature adds to the margin, exact: shape (n, p + 1), last what every row has; rows sum to it.
+
+        With two classes alone: with a class for each typology, no sum over features gives the score.
+
+        Source: Lundberg et al. (2020), conditioned on the paths that training rows took.
+        """
+        data = _library().DMatrix(self._checked(x), feature_names=list(self.features) or None, nthread=1)
+        return np.asarray(self.on_one_thread_.predict(data, pred_contribs=True), np.float64)
+
     def typology_probabilities(self, x: FloatMatrix) -> dict[str, FloatArray]:
         """For each typology that was learned, the probability that a row is an anomaly of this kind: shape (n,).
 

@@ -4,7 +4,7 @@ Every function works on one row at a time, in one order of operations: a row's s
 thousand others and on two threads. Compiled code is kept beside the module, so that only the first run waits for it.
 """
 
-# ruff: noqa: C901, PLR0917  # compiled functions take arguments by position, and are plain loops
+# ruff: noqa: PLR0917  # compiled functions take arguments by position
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -153,26 +153,42 @@ def _step(gates: F32, cell: F32, hidden: F32) -> None:
         hidden[k] = gates[3 * size + k] * _tanh(cell[k])
 
 
+@inlined
+def _add_product(out: F32, values: F32, matrix: F32) -> None:
+    """Add values @ matrix, in the order of the values; four at a time, so that sums stay in the processor."""
+    n, m = matrix.shape
+    whole = n - n % 4
+    for j in range(0, whole, 4):
+        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
+        for k in range(m):
+            out[k] = (((out[k] + v0 * matrix[j, k]) + v1 * matrix[j + 1, k]) + v2 * matrix[j + 2, k]) + v3 * matrix[
+                j + 3, k
+            ]
+    for j in range(whole, n):
+        for k in range(m):
+            out[k] += values[j] * matrix[j, k]
+
+
 @kernel
-def project(x: F32, known: Flags, of_value: F32, of_known: F32, bias: F32, gates: F32) -> None:
+def project(x: F32, known: Flags, of_value: F32, of_known: F32, all_known: F32, gates: F32) -> None:
     """What each row adds to the gates of the encoder, which is the same at every place of a sequence.
 
     Args:
-        x: scaled values, shape (n, p).
+        x: scaled values, shape (n, p); 0 where unknown.
         known: which of them are known.
         of_value: weights of values, shape (p, 4 h).
         of_known: weights of being known, shape (p, 4 h).
-        bias: shape (4 h,).
+        all_known: bias and all of these weights together, shape (4 h,).
         gates: shape (n, 4 h), written.
     """
     for row in range(x.shape[0]):
         out = gates[row]
-        out[:] = bias
+        out[:] = all_known
         for column in range(x.shape[1]):
-            if known[row, column]:
-                value = x[row, column]
-                for k in range(len(bias)):
-                    out[k] += value * of_value[column, k] + of_known[column, k]
+            if not known[row, column]:
+                for k in range(len(out)):
+                    out[k] -= of_known[column, k]
+        _add_product(out, x[row], of_value)
 
 
 @kernel
@@ -216,25 +232,18 @@ def newest_step_errors(
         for place in range(sequences.shape[1]):
             row = sequences[number, place]
             summed[:] = gates[row] if row >= 0 else bias
-            for j in range(size):
-                for k in range(4 * size):
-                    summed[k] += hidden[j] * recurrent[j, k]
+            _add_product(summed, hidden, recurrent)
             _step(summed, cell, hidden)
         code[:] = code_bias
-        for j in range(size):
-            for k in range(len(code)):
-                code[k] += hidden[j] * code_weight[j, k]
-        summed[:] = decoder_bias
+        _add_product(code, hidden, code_weight)
         for j in range(len(code)):
-            squeezed = _tanh(code[j])
-            for k in range(4 * size):
-                summed[k] += squeezed * decoder[j, k]
+            code[j] = _tanh(code[j])
+        summed[:] = decoder_bias
+        _add_product(summed, code, decoder)
         cell[:] = ZERO
         _step(summed, cell, hidden)
         written[:] = output_bias
-        for j in range(size):
-            for k in range(width):
-                written[k] += hidden[j] * output[j, k]
+        _add_product(written, hidden, output)
         newest = sequences[number, -1]
         for k in range(width):
             missed = written[k] - x[newest, k]

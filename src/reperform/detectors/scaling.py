@@ -9,6 +9,7 @@ from reperform.detectors.base import Arrays, FloatMatrix
 
 MAX_ROWS = 200_000
 IQR_OF_NORMAL = 1.349
+LARGEST = np.finfo(np.float32).max
 QUARTILES = (25, 50, 75)
 
 
@@ -30,8 +31,13 @@ class RobustScaler:
 
     def transform(self, x: FloatMatrix) -> NDArray[np.float32]:
         """The scaled matrix, without NaN."""
-        scaled = np.arcsinh((np.asarray(x, np.float32) - self.centre_) / self.scale_)
-        return np.asarray(np.nan_to_num(scaled, copy=False, nan=0.0), np.float32)
+        scaled = np.asarray(x, np.float32) - self.centre_
+        with np.errstate(over="ignore"):
+            scaled /= self.scale_
+        np.clip(scaled, -LARGEST, LARGEST, out=scaled)
+        np.arcsinh(scaled, out=scaled)
+        scaled[np.isnan(scaled)] = 0
+        return scaled
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What was learned, by name."""
