@@ -497,12 +497,23 @@ class JobsParams:
         lease_s: after which a job whose process was killed is taken over.
         poll_s: between looks for new jobs.
         reasons: for which rows reasons are written.
+        attempts: failures in a row, killed processes among them, after which a job is given up.
+        first_wait_s: before a job that failed is tried again; it doubles with every further failure.
+        most_unpacked_bytes: of a file, whatever its source allows.
+        most_rows: of a file; they are sorted in memory.
     """
 
     chunk_rows: Annotated[int, Field(ge=1, le=1000)] = 1000
     lease_s: Positive = 60
     poll_s: Positive = 1
     reasons: Literal["all", "alerts", "none"] = "alerts"
+    attempts: Annotated[int, Field(ge=1)] = 3
+    first_wait_s: Positive = 5
+    most_unpacked_bytes: Annotated[int, Field(ge=1)] = 2 * 2**30
+    most_rows: Annotated[int, Field(ge=1)] = 2_000_000
+
+
+AlertField = Literal["entity_id", "account_id", "counterparty_id", "booked_at", "known_at", "amount_base"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -514,12 +525,23 @@ class ReceiverParams:
         secret_variable: environment variable that holds the secret they are signed with.
         entities: institutions whose alerts go there; null: all.
         least_probability: of the alerts that go there.
+        kpis: patterns such as `structuring_*`; one of an alert's reasons must match one of them. Null: whatever the
+            reasons. Nobody has confirmed a live alert's typology, but its KPIs say what it looks like.
+        fields: what a message tells of the transaction, beside its id.
+        reasons: KPIs that speak for the alert, by their names alone or with their values.
+        allow_plain: HTTP without TLS, for receivers on the same machine.
+        at_once: messages that are under way to it from one process.
     """
 
     url: Annotated[str, Field(pattern="^https?://")]
     secret_variable: Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")]
     entities: list[str] | None = None
     least_probability: Share = 0.0
+    kpis: list[str] | None = None
+    fields: list[AlertField] = field(default_factory=lambda: ["entity_id", "account_id", "booked_at", "known_at"])
+    reasons: Literal["none", "names", "values"] = "names"
+    allow_plain: bool = False
+    at_once: Annotated[int, Field(ge=1, le=8)] = 1
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -533,6 +555,8 @@ class WebhooksParams:
         longest_wait_s: between two attempts.
         timeout_s: of one attempt.
         poll_s: between looks for what is due.
+        break_after: failures in a row after which a receiver is left alone for a while.
+        break_s: how long; then one message is tried.
     """
 
     receivers: dict[str, ReceiverParams] = field(default_factory=dict)
@@ -541,6 +565,8 @@ class WebhooksParams:
     longest_wait_s: Positive = 3600
     timeout_s: Positive = 5
     poll_s: Positive = 1
+    break_after: Annotated[int, Field(ge=1)] = 5
+    break_s: Positive = 30
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -8,7 +8,7 @@ from typing import Any
 
 from reperform import params, paths, tables
 from reperform.errors import ReperformError, nearest
-from reperform.ingest import iso20022, table
+from reperform.ingest import feedback_file, iso20022, table
 from reperform.ingest.column_map import table_source
 from reperform.ingest.combine import WRITTEN, combine
 from reperform.ingest.parts import Store
@@ -126,13 +126,14 @@ def run(given: IngestParams) -> dict[str, Any]:
     store = Store(cache, given.piece_bytes, given.unused_cache_bytes)
     if given.on_unreadable_file == "stop":
         stop_for_bad_beginnings(given.sources, raw)
-    results = read_sources(given, raw, store)
+    sources = {**feedback_file.sources(), **given.sources}
+    results = feedback_file.read_with(read_sources(given, raw, store), store)
     if given.on_unreadable_file == "stop":
         stop_for_unreadable(results)
     with ExitStack() as stack:  # nothing replaces an earlier output before everything is written and adds up
         files = {n: stack.enter_context(tables.replacing(paths.data("ingest") / f"{n}.parquet")) for n in WRITTEN}
         combined = combine(results, given.base_currency, files)
-        document = {"base_currency": given.base_currency, **receipt(given.sources, results, combined)}
+        document = {"base_currency": given.base_currency, **receipt(sources, results, combined)}
     tables.write_json(document, "ingest", "receipt")
     store.close()
     return document
