@@ -62,6 +62,6 @@ serve: $(READY) ## serve the reports at http://localhost:8000
 lock: ## pin the versions that are installed now
 	@$(VENV)/bin/python -m pip freeze --exclude-editable | sed -E "s/\+cpu$$//" > requirements.lock
 
-clean: ## remove outputs (the environment, DVC's cache and the run log stay)
-	find data -mindepth 1 -maxdepth 1 -type d ! -name audit -exec rm -rf {} +
+clean: ## remove outputs (the environment, DVC's cache, the run log and feedback stay)
+	find data -mindepth 1 -maxdepth 1 -type d ! -name audit ! -name feedback -exec rm -rf {} +
 	rm -rf data/audit/manifest.json reports/site reports/build reports/notebooks

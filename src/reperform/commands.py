@@ -78,6 +78,9 @@ def add_commands(sub: Any) -> None:
     one.set_defaults(call=_quality_changes)
     _add_studies(sub)
     _add_keys(sub.add_parser("keys", help="give out, list, rotate and revoke API keys of the scoring service"))
+    _add_deliveries(sub.add_parser("deliveries", help="list alerts that did not reach a receiver, or send them again"))
+    one = sub.add_parser("feedback", help="write what people told the service to data/feedback/, for the next run")
+    one.set_defaults(call=_feedback)
     one = sub.add_parser("calls", help="say where the service's log of calls ends, keep that, and export it")
     one.add_argument("--to", default=None, metavar="FILE", help="write all entries to this file, for tools/verify.py")
     one.set_defaults(call=_calls)
@@ -124,6 +127,17 @@ def _add_keys(parser: Any) -> None:
     one = sub.add_parser("revoke", help="withdraw a key for good")
     one.add_argument("id", help="the key's public part")
     one.set_defaults(call=_keys)
+
+
+def _add_deliveries(parser: Any) -> None:
+    sub = parser.add_subparsers(dest="action", required=True, metavar="action", title="actions")
+    one = sub.add_parser("list", help="show what was given up, with the last error")
+    one.add_argument("--all", action="store_true", help="show what is still tried, too")
+    one.set_defaults(call=_deliveries, ids=[], receiver=None)
+    one = sub.add_parser("retry", help="send again what was given up")
+    one.add_argument("ids", nargs="*", metavar="ID", help="only these (default: everything that was given up)")
+    one.add_argument("--receiver", default=None, help="only what goes to this receiver")
+    one.set_defaults(call=_deliveries, all=False)
 
 
 def _add_sources(parser: Any) -> None:
@@ -243,6 +257,22 @@ def _keys(arguments: argparse.Namespace) -> int:
     with closing(database.Database(connections=1)) as opened:
         database.prepare(opened)
         return keys.main(opened, arguments)
+
+
+def _deliveries(arguments: argparse.Namespace) -> int:
+    from reperform.service import database, webhooks  # noqa: PLC0415  # psycopg is slow to import
+
+    with closing(database.Database(connections=1)) as opened:
+        database.prepare(opened)
+        return webhooks.main(opened, arguments.action, arguments.ids, arguments.receiver, every=arguments.all)
+
+
+def _feedback(_: argparse.Namespace) -> int:
+    from reperform.service import database, feedback  # noqa: PLC0415  # psycopg is slow to import
+
+    with closing(database.Database(connections=1)) as opened:
+        database.prepare(opened)
+        return feedback.main(opened)
 
 
 def _calls(arguments: argparse.Namespace) -> int:

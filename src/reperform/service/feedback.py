@@ -5,7 +5,6 @@ to data/feedback/labels.csv, which stage ingest reads beside the sources of conf
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ import polars as pl
 
 from reperform import paths, schemas, tables
 from reperform.ingest import feedback_file
-from reperform.service import database, journal
+from reperform.service import journal
 from reperform.service.database import Connection, Database
 from reperform.service.refusals import Refusal, together
 
@@ -216,12 +215,10 @@ def write(latest: pl.DataFrame, target: Path) -> int:
     return both.height
 
 
-def main() -> int:
+def main(database: Database) -> int:
     """What `python -m reperform feedback` does."""
-    with closing(Database()) as opened:
-        database.prepare(opened)
-        with opened.transaction() as connection:
-            latest = labels_that_count(connection)
+    with database.transaction() as connection:
+        latest = labels_that_count(connection)
     target = feedback_file.path()
     if latest.is_empty() and not target.is_file():
         print("no feedback yet: nothing was written")

@@ -400,19 +400,16 @@ def retry(connection: Connection, ids: Sequence[str] = (), receiver: str | None 
     return connection.execute(RETRY, {"all": everything, "ids": list(ids), "receiver": receiver}).rowcount
 
 
-def main(action: str, ids: Sequence[str], receiver: str | None, *, every: bool) -> int:
+def main(database: Database, action: str, ids: Sequence[str], receiver: str | None, *, every: bool) -> int:
     """What `python -m reperform deliveries` does."""
-    from contextlib import closing  # noqa: PLC0415  # only here
-
-    from reperform.service import database  # noqa: PLC0415  # only here
-
-    with closing(Database()) as opened:
-        database.prepare(opened)
-        with opened.transaction() as connection:
-            if action == "retry":
-                print(f"opened again: {retry(connection, ids, receiver)}; a running service sends them")
-                return 0
+    with database.transaction() as connection:
+        if action == "retry":
+            n = retry(connection, ids, receiver)
+        else:
             found = undelivered(connection, only_dead=not every)
+    if action == "retry":
+        print(f"opened again: {n}; a running service sends them")
+        return 0
     for delivery_id, to, status, attempts, error in found.iter_rows():
         print(f"{delivery_id}  {to}  {status}  attempts: {attempts}  {error}")
     more = ", or more" if found.height == LONGEST_LISTING else ""
