@@ -138,9 +138,9 @@ def replica(host: str, port: int) -> "contextlib.AbstractContextManager[subproce
     return started([sys.executable, "-c", REPLICA, host, str(port)])
 
 
-def wait_for(host: str, port: int) -> None:
+def wait_for(host: str, port: int, seconds: float = 20) -> None:
     """Until something listens there."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
             return

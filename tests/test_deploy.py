@@ -1,6 +1,7 @@
 """What `deploy/` promises, as far as it can be held to it without a container engine."""
 
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -303,6 +304,56 @@ def test_first_start_of_the_database_makes_roles_that_keep_to_themselves(
             ).fetchall()
     assert roles == [(name, False, False, True) for name in ("mlflow", "reperform", "reperform_reader")]
     assert [may for _, may in reach] == [False, True, True, False, True, False]
+
+
+# --- the registry of models -----------------------------------------------------------------------------------------
+
+RECORDED = """
+from reperform import tracking
+tracking.record({"ensemble": {"n": 1}}, {}, tracking.outputs([]))
+print(tracking.version("champion").number)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_registered_with_the_server_as_compose_starts_it(
+    empty_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_project / "data" / "ensemble").mkdir(parents=True)
+    (empty_project / "data" / "ensemble" / "model.json").write_text("{}")
+    port = balancer.free_port()
+    changed = {"--host=0.0.0.0": "--host=127.0.0.1", "--port=5000": f"--port={port}"}
+    command = [changed.get(word, word) for word in SERVICES["mlflow"]["command"]]
+    command = [word.replace("/var/lib/mlflow", str(empty_project / "artifacts")) for word in command]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    asked = {
+        **environment,
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{empty_project}/server.db",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": SERVICES["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"],
+    }
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with balancer.started(command, env=asked, start_new_session=True, **quiet):
+        balancer.wait_for("127.0.0.1", port, seconds=90)
+        recorded = subprocess.run(
+            [sys.executable, "-c", RECORDED],
+            env={**environment, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        inside, stranger = (asked_as(port, host) for host in ("mlflow:5000", "evil.example"))
+    assert recorded.stdout == "1\n", recorded.stderr
+    assert (inside, stranger) == (200, 403)
+    assert not (empty_project / "mlflow.db").exists()
+
+
+def asked_as(port: int, host: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(
+        "GET", "/api/2.0/mlflow/experiments/get-by-name?experiment_name=reperform", headers={"Host": host}
+    )
+    return connection.getresponse().status
 
 
 # --- backup and restore --------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ FIRST_ALIAS, NEXT_ALIAS = "champion", "challenger"
 KEY_TAG = "reperform.key"
 BATCH = 100  # MLflow takes no more parameters at once
 LONGEST_VALUE = 500
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 
 
 def outputs(detectors: Sequence[str]) -> dict[str, Path]:
@@ -190,7 +190,7 @@ def _register(client: Any, run: str, key: str, hashes: Mapping[str, str]) -> Non
     has_champion = not first and FIRST_ALIAS in client.get_registered_model(MODEL).aliases
     version = client.create_model_version(
         MODEL,
-        source=f"dvc:data/ensemble/model.json@{hashes['data/ensemble/model.json']}",
+        source=f"dvc:/data/ensemble/model.json@{hashes['data/ensemble/model.json']}",
         run_id=run,
         tags={KEY_TAG: key},
     )
