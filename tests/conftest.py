@@ -1,7 +1,10 @@
 """Fixtures that every test may use."""
 
+import os
 import shutil
+import signal
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,20 +55,60 @@ def embedded_server() -> "Iterator[Address]":
     home = Path(tempfile.mkdtemp(prefix="rp-"))
     with server.embedded(home) as address:
         yield address
+        # A clean end would first write every test's database to the disk.
+        os.kill(int((home / "cluster" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
     shutil.rmtree(home)
 
 
+EMPTY = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+SET session_replication_role = replica;
+DO $$ DECLARE one regclass; BEGIN
+    FOR one IN SELECT oid FROM pg_class WHERE relnamespace = 'service'::regnamespace AND relkind = 'r'
+        AND relname <> 'migrations' LOOP EXECUTE format('DELETE FROM %s', one); END LOOP;
+    FOR one IN SELECT oid FROM pg_class WHERE relnamespace = 'service'::regnamespace AND relkind = 'S'
+        LOOP EXECUTE format('ALTER SEQUENCE %s RESTART', one); END LOOP;
+END $$;
+"""
+
+
+def _new_database(address: "Address") -> "Address":
+    from reperform.export import server  # noqa: PLC0415  # psycopg is slow to import
+
+    name = f"test_{uuid4().hex[:12]}"
+    with server.connect(address) as connection:
+        connection.autocommit = True
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return replace(address, parameters={**address.parameters, "dbname": name})
+
+
+@pytest.fixture(scope="session")
+def _service_tables(embedded_server: "Address") -> "Address":
+    from reperform.service import database as storage  # noqa: PLC0415  # psycopg is slow to import
+
+    address = _new_database(embedded_server)
+    with closing(storage.Database(address)) as made:
+        storage.prepare(made)
+    return address
+
+
 @pytest.fixture
-def database(embedded_server: "Address") -> "Iterator[Database]":
-    """A new database for one test, with the service's tables."""
+def database(_service_tables: "Address") -> "Iterator[Database]":
+    """The service's database with all its tables, empty. Tests that change the tables take `new_database`."""
     from reperform.export import server  # noqa: PLC0415  # psycopg is slow to import
     from reperform.service import database as storage  # noqa: PLC0415  # likewise
 
-    name = f"test_{uuid4().hex[:12]}"
-    with server.connect(embedded_server) as connection:
-        connection.autocommit = True
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]  # a name of ours
-    made = storage.Database(replace(embedded_server, parameters={**embedded_server.parameters, "dbname": name}))
-    storage.prepare(made)
-    yield made
-    made.close()  # the database goes with the server's folder: to drop it takes half a second
+    with server.connect(_service_tables) as connection:
+        connection.execute(EMPTY.encode())
+    with closing(storage.Database(_service_tables)) as made:
+        yield made
+
+
+@pytest.fixture
+def new_database(embedded_server: "Address") -> "Iterator[Database]":
+    """A database of a test's own, with the service's tables. It takes a second."""
+    from reperform.service import database as storage  # noqa: PLC0415  # psycopg is slow to import
+
+    with closing(storage.Database(_new_database(embedded_server))) as made:
+        storage.prepare(made)
+        yield made

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from psycopg import errors
 
 from reperform.errors import ReperformError
 from reperform.export import server
+from reperform.service import calls, journal, migrations
 from reperform.service import database as storage
-from reperform.service import journal, migrations
 from reperform.service.database import Database, Unavailable
 from tests.service_rows import transactions, undone
 
@@ -57,6 +58,13 @@ def postmaster(database: Database) -> int:
     return int((database.address.home / "cluster" / "postmaster.pid").read_text().split()[0])
 
 
+def kill_and_wait(database: Database) -> None:
+    """Kill the server, and wait until its processes have noticed."""
+    processes = psutil.Process(postmaster(database)).children()
+    os.kill(postmaster(database), signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=20)
+
+
 def append(database: Database, *ids: str) -> int:
     with database.transaction() as connection:
         journal.locked(connection)
@@ -80,10 +88,12 @@ def test_what_is_committed_is_there_and_what_fails_is_not(database: Database) ->
     assert written(database) == ["t1"]
 
 
-def test_a_commit_waits_for_the_disk_even_where_the_server_does_not_ask_for_it(database: Database) -> None:
-    with database.transaction() as connection:
-        connection.execute("ALTER DATABASE " + database.address.parameters["dbname"] + " SET synchronous_commit = off")  # type: ignore[call-overload]
-    again = Database(database.address)
+def test_a_commit_waits_for_the_disk_even_where_the_server_does_not_ask_for_it(new_database: Database) -> None:
+    with new_database.transaction() as connection:
+        connection.execute(
+            "ALTER DATABASE " + new_database.address.parameters["dbname"] + " SET synchronous_commit = off"
+        )  # type: ignore[call-overload]
+    again = Database(new_database.address)
     with again.transaction() as connection:
         assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
     with again.transaction(durable=False) as connection:
@@ -93,14 +103,14 @@ def test_a_commit_waits_for_the_disk_even_where_the_server_does_not_ask_for_it(d
     again.close()
 
 
-def test_each_statement_sees_what_was_committed_before_it_whatever_the_default_is(database: Database) -> None:
-    with database.transaction() as connection:
-        name = database.address.parameters["dbname"]
+def test_each_statement_sees_what_was_committed_before_it_whatever_the_default_is(new_database: Database) -> None:
+    with new_database.transaction() as connection:
+        name = new_database.address.parameters["dbname"]
         connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")  # type: ignore[call-overload]
-    again = Database(database.address)
+    again = Database(new_database.address)
     with again.transaction() as connection:
         assert journal.newest(connection) == 0
-        append(database, "t1")
+        append(new_database, "t1")
         assert journal.newest(connection) == 1
     again.close()
 
@@ -161,6 +171,20 @@ def test_who_waits_too_long_for_the_others_is_told_to_come_again(database: Datab
     assert append(database, "t1") == 1
 
 
+def test_who_waits_too_long_for_the_log_of_calls_is_told_to_come_again(database: Database) -> None:
+    def impatient() -> None:
+        with database.transaction() as connection:
+            connection.execute("SET LOCAL lock_timeout = '50ms'")
+            calls.append(connection, {"route": "/x"})
+
+    with database.transaction() as first:
+        calls.append(first, {"route": "/y"})
+        with pytest.raises(Unavailable, match="busy for too long"):
+            impatient()
+    with database.transaction() as connection:
+        assert calls.end(connection)[0] == 1
+
+
 def test_who_stands_still_inside_a_transaction_loses_it(database: Database) -> None:
     def sleepy() -> None:
         with database.transaction() as connection:
@@ -209,13 +233,13 @@ def test_migrations_run_once_and_are_recorded(database: Database) -> None:
     assert len(rows) >= 2
 
 
-def test_two_processes_that_prepare_at_once_do_not_meet(database: Database) -> None:
-    with database.transaction() as connection:
+def test_two_processes_that_prepare_at_once_do_not_meet(new_database: Database) -> None:
+    with new_database.transaction() as connection:
         connection.execute("DROP SCHEMA service CASCADE")
     done: list[list[str]] = []
 
     def prepare() -> None:
-        with database.transaction() as connection:
+        with new_database.transaction() as connection:
             done.append(migrations.apply(connection))
 
     threads = [threading.Thread(target=prepare) for _ in range(3)]
@@ -240,21 +264,21 @@ def test_a_database_of_newer_code_is_refused(database: Database) -> None:
         migrations.apply(connection, older)
 
 
-def test_a_migration_that_fails_leaves_nothing(database: Database) -> None:
+def test_a_migration_that_fails_leaves_nothing(new_database: Database) -> None:
     new = {
         **migrations.known(),
         "990_good.sql": "CREATE TABLE service.good (a int)",
         "991_bad.sql": "CREATE TABLE service.bad (a int); SELECT nothing",
     }
-    with pytest.raises(errors.UndefinedColumn), database.transaction() as connection:
+    with pytest.raises(errors.UndefinedColumn), new_database.transaction() as connection:
         migrations.apply(connection, new)
-    with database.transaction() as connection:
+    with new_database.transaction() as connection:
         assert connection.execute("SELECT to_regclass('service.good')").fetchone() == (None,)
         assert migrations.apply(connection) == []
 
 
-def test_every_table_and_column_says_what_it_is(database: Database) -> None:
-    with database.transaction() as connection:
+def test_every_table_and_column_says_what_it_is(new_database: Database) -> None:
+    with new_database.transaction() as connection:
         assert connection.execute(COMMENTS).fetchall() == []
         connection.execute("CREATE TABLE service.mute (a int)")
         assert sorted(connection.execute(COMMENTS).fetchall()) == [("mute", ""), ("mute", "a")]
@@ -287,9 +311,7 @@ def eventually_prepared(database: Database) -> None:
 def test_a_server_killed_between_transactions_is_back_with_everything(own: Database) -> None:
     before = written(own)
     append(own, "kill-1")
-    processes = psutil.Process(postmaster(own)).children()
-    os.kill(postmaster(own), signal.SIGKILL)
-    psutil.wait_procs(processes, timeout=20)  # they notice in a moment
+    kill_and_wait(own)
     append(own, "kill-2")
     assert written(own) == [*before, "kill-1", "kill-2"]
 
@@ -364,6 +386,55 @@ def wait_until(condition: Any, patience_s: float = 60) -> None:
         time.sleep(0.01)
 
 
+def test_a_server_that_takes_long_to_recover_does_not_hold_the_clients(
+    own: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revived, goes_on = server.revived, threading.Event()
+
+    def slowly(home: Path) -> Any:
+        goes_on.wait(60)
+        return revived(home)
+
+    monkeypatch.setattr(server, "revived", slowly)
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.1)
+    before = written(own)
+    kill_and_wait(own)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="recovering"):
+            append(own, "too early")
+    goes_on.set()
+    monkeypatch.setattr(storage, "PATIENCE_S", 60.0)
+    append(own, "back")
+    assert written(own) == [*before, "back"]
+
+
+def test_a_server_of_ones_own_that_comes_back_is_used_again(own: Database) -> None:
+    configured = Database(replace(own.address, home=None))
+    append(configured, "configured-1")
+    kill_and_wait(own)
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        append(configured, "lost")
+    append(own, "restarted")  # this one starts it
+    configured.address = replace(own.address, home=None)
+    append(configured, "configured-2")
+    assert written(configured)[-3:] == ["configured-1", "restarted", "configured-2"]
+    configured.close()
+
+
+def test_what_was_hurried_is_on_the_disk_once_the_end_of_the_log_is_known(own: Database) -> None:
+    with own.transaction() as connection:
+        n_before = calls.end(connection)[0]
+    for _ in range(3):
+        with own.transaction(durable=False) as connection:
+            calls.append(connection, {"route": "/health"})
+    with own.transaction() as connection:
+        told = calls.end(connection)
+    kill_and_wait(own)
+    with own.transaction() as connection:
+        assert calls.end(connection) == told
+    assert told[0] == n_before + 3
+
+
 def test_a_full_disk_is_told_and_writes_nothing(database: Database) -> None:
     def full() -> None:
         with database.transaction() as connection:
@@ -431,6 +502,8 @@ def test_a_new_export_leaves_the_service_alone_and_a_backup_holds_both(own: Data
     for amount in (1.5, 2.5):
         export(own, amount)
     assert written(own) == before
+    with pytest.raises(errors.InsufficientPrivilege), own.transaction() as connection:
+        connection.execute("SET LOCAL ROLE reader; SELECT * FROM service.api_keys")
     restored = restored_copy(own, tmp_path / "backup.dump")
     with server.connect(restored) as connection:
         assert connection.execute("SELECT amount_base FROM results.transactions").fetchone() == (2.5,)

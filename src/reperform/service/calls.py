@@ -98,8 +98,14 @@ def _json(value: str | int | None) -> str:
 
 
 def end(connection: Connection) -> tuple[int, str]:
-    """How many entries the log has, and the hash of the last one."""
-    row = connection.execute("SELECT sequence, hash FROM service.calls ORDER BY sequence DESC LIMIT 1").fetchone()
+    """How many entries the log has, and the hash of the last one.
+
+    In a durable transaction they are on the disk when it ends, even if they were written in hasty ones: to lock a row
+    is to write.
+    """
+    row = connection.execute(
+        "SELECT sequence, hash FROM service.calls ORDER BY sequence DESC LIMIT 1 FOR UPDATE"
+    ).fetchone()
     return (int(row[0]) + 1, str(row[1])) if row else (0, audit.FIRST)
 
 
@@ -115,10 +121,11 @@ def export(database: Database, to: Path) -> tuple[int, str]:
     n, last = 0, audit.FIRST
     made = to.with_name(f".{to.name}.{os.getpid()}.new")
     try:
-        with database.transaction(durable=False) as connection, made.open("w", encoding="utf-8", newline="\n") as file:
+        with database.transaction() as connection, made.open("w", encoding="utf-8", newline="\n") as file:
             for last, line in _lines(connection):  # noqa: B007  # the last one is told
                 file.write(line)
                 n += 1
+            end(connection)
             file.flush()
             os.fsync(file.fileno())
         made.replace(to)
@@ -151,7 +158,7 @@ def keep(log: Path, n: int, last: str, *, now: datetime) -> None:
 def main(database: Database, log: Path, to: Path | None) -> int:
     """Command `calls`: say where the log of calls ends, keep that, and export the log if asked to."""
     if to is None:
-        with database.transaction(durable=False) as connection:
+        with database.transaction() as connection:
             n, last = end(connection)
     else:
         n, last = export(database, to)

@@ -9,6 +9,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -81,7 +83,8 @@ class Database:
         self._stack = ExitStack()
         self._free = threading.BoundedSemaphore(connections)
         self._idle: list[Connection] = []  # the last one used is the first to be used again
-        self._mutex, self._reviving = threading.Lock(), threading.Lock()
+        self._mutex = threading.Lock()
+        self._revival: Future[None] | None = None
         self._children: list[subprocess.Popen[bytes]] = []
         self._closed = False
         self.address = address or self._stack.enter_context(server.reached(paths.project_root()))
@@ -124,7 +127,10 @@ class Database:
 
     def close(self) -> None:
         """Close every connection, and leave the embedded server to its other users."""
-        self._closed = True
+        with self._mutex:
+            self._closed = True
+        if self._revival is not None:  # a server that comes up later would be nobody's
+            futures.wait([self._revival])
         self._drop_idle()
         self._stack.close()
         for child in self._children:
@@ -178,16 +184,32 @@ class Database:
         return connection
 
     def _revive(self, tried: Address) -> None:
-        """Bring back the embedded server after it was killed; the first thread does it, the others wait."""
-        with self._reviving:
-            if self.address is not tried or self._closed or self.address.home is None:
+        """Bring back the embedded server after it was killed; one thread does it, and the others wait for it."""
+        with self._mutex:
+            if self.address is not tried or self._closed:
                 return
-            try:
-                found, child = server.revived(self.address.home)
-            except ReperformError as error:
-                raise _unreachable(error, self.address) from error
-            self.address = replace(found, parameters={**tried.parameters, "host": found.parameters["host"]})
-            self._children = [one for one in self._children if one.poll() is None] + ([child] if child else [])
+            if self._revival is None or self._revival.done():
+                self._revival = Future()
+                threading.Thread(target=self._bring_back, args=[tried, self._revival], daemon=True).start()
+            revival = self._revival
+        try:
+            revival.result(timeout=PATIENCE_S)
+        except TimeoutError:
+            where = self.address.shown
+            raise Unavailable("The database is recovering from a crash.", where=where, fix=AGAIN) from None
+        except ReperformError as error:
+            raise _unreachable(error, self.address) from error
+
+    def _bring_back(self, tried: Address, revival: "Future[None]") -> None:
+        try:
+            if tried.home is not None:
+                found, child = server.revived(tried.home)
+                self._children = [one for one in self._children if one.poll() is None] + ([child] if child else [])
+                self.address = replace(found, parameters={**tried.parameters, "host": found.parameters["host"]})
+        except BaseException as error:  # noqa: BLE001  # whoever waits gets it
+            revival.set_exception(error)
+        else:
+            revival.set_result(None)
 
     def _returned(self, connection: Connection) -> None:
         """Undo what is still open, and keep the connection if it is sound."""
