@@ -1,0 +1,326 @@
+"""What scores look back on: KPIs' own state, and each account's newest rows in order of arrival.
+
+Models whose features and histories are the same share one of these, so that each row is taken in once.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from reperform import schemas
+from reperform.featurize import engine, incremental
+from reperform.featurize.kernels import F64, I64
+from reperform.service.bundle import Base, Bundle
+from reperform.service.journal import Event
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Key = tuple[int, int, str]
+SPARE = 8  # rows kept beyond what a sequence needs, for those that come a little out of order
+ROWS_AT_ONCE = 2_000
+
+
+@dataclass
+class Newest:
+    """An account's newest rows, in order of arrival.
+
+    Args:
+        keys: known_at and booked_at in microseconds, transaction_id.
+        vectors: features, float32, shape (len(keys), features).
+    """
+
+    keys: list[Key]
+    vectors: F32
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """New rows behind those of their accounts that arrived before, each account in order of arrival.
+
+    Args:
+        x: shape (m, features).
+        groups: shape (m,), a number for each account.
+        wanted: shape (m,), the new rows.
+        place: shape (new rows,), where each of them stood among the rows given.
+    """
+
+    x: F32
+    groups: I64
+    wanted: Bools
+    place: I64
+
+
+class Recent:
+    """The newest rows of every account.
+
+    Args:
+        depth: how many earlier rows a score may depend on; 0 keeps none.
+        width: features.
+    """
+
+    def __init__(self, depth: int, width: int) -> None:
+        self.depth = depth
+        self._most = depth + SPARE if depth else 0
+        self._nothing = np.zeros((0, width), np.float32)
+        self._of: dict[str, Newest] = {}
+
+    def chosen(self, rows: pl.DataFrame) -> I64:
+        """Numbers of the rows that are worth keeping: the newest of each account, in order of arrival."""
+        order = rows.select("account_id", "known_at", "booked_at", "transaction_id").with_row_index("row")
+        order = order.sort("known_at", "booked_at", "transaction_id")
+        newest = order.group_by("account_id", maintain_order=True).tail(self._most)
+        return newest["row"].cast(pl.Int64).to_numpy()
+
+    def add(self, accounts: Sequence[str], keys: Sequence[Key], x: F32) -> Sequences | None:
+        """Take in rows, and give them together with those that arrived before; None where none are kept.
+
+        Args:
+            accounts: of each row.
+            keys: of each row.
+            x: features, shape (n, features).
+        """
+        if not self.depth:
+            return None
+        of_account: dict[str, list[int]] = {}
+        for at in sorted(range(len(keys)), key=keys.__getitem__):
+            of_account.setdefault(accounts[at], []).append(at)
+        parts = [self._merged(name, mine, keys, x) for name, mine in of_account.items()]
+        sizes = [len(wanted) for _, wanted in parts]
+        return Sequences(
+            x=np.concatenate([vectors for vectors, _ in parts]),
+            groups=np.repeat(np.arange(len(parts)), sizes),
+            wanted=np.concatenate([wanted for _, wanted in parts]),
+            place=np.array([at for mine in of_account.values() for at in mine], np.int64),
+        )
+
+    def _merged(self, account: str, mine: list[int], keys: Sequence[Key], x: F32) -> tuple[F32, Bools]:
+        old = self._of.get(account) or Newest([], self._nothing)
+        new_keys = [keys[at] for at in mine]
+        known = set(new_keys)
+        if any(key in known for key in old.keys):  # scored once more
+            kept = [at for at, key in enumerate(old.keys) if key not in known]
+            old = Newest([old.keys[at] for at in kept], old.vectors[kept])
+        every = old.keys + new_keys
+        vectors = np.concatenate([old.vectors, x[mine]])
+        wanted = np.repeat([False, True], [len(old.keys), len(mine)])
+        if old.keys and old.keys[-1] > new_keys[0]:  # something arrived earlier, and is told only now
+            order = sorted(range(len(every)), key=every.__getitem__)
+            every, vectors, wanted = [every[at] for at in order], vectors[order], wanted[order]
+        self._of[account] = Newest(every[-self._most :], vectors[-self._most :].copy())
+        return vectors, wanted
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the vectors."""
+        return sum(one.vectors.nbytes for one in self._of.values())
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Features of rows.
+
+    Args:
+        ids: of the rows.
+        values: shape (n, features), NaN for unknown.
+        x: the same as detectors take them.
+        sequences: the same behind what arrived before; None where no detector asks for it.
+        seconds: time of each part.
+    """
+
+    ids: tuple[str, ...]
+    values: F64
+    x: F32
+    sequences: Sequences | None
+    seconds: Mapping[str, float]
+
+
+class History:
+    """Rows, labels and accounts that are known in this process.
+
+    Args:
+        bundle: says which features are computed, and what they have learned.
+        base: what is known from the beginning.
+    """
+
+    def __init__(self, bundle: Bundle, base: Base) -> None:
+        self.fingerprint = fingerprint(bundle, base)
+        self.names = list(bundle.dictionary)
+        self.sequence = 0
+        """Of the newest event that was taken in."""
+        rows, accounts = base.transactions(), base.accounts()
+        labels, labelled = base.labels()
+        self.state = incremental.state_of(
+            rows, accounts, labels, bundle.featurize, bundle.split,
+            fitted=bundle.fitted, features=base.features(rows, _needed(bundle)), labelled=labelled,
+        )  # fmt: skip
+        self.accounts: dict[str, str] = dict(accounts.select("account_id", "entity_id").iter_rows())
+        """Institution of each account."""
+        self.known_until: datetime | None = rows["known_at"].max()  # type: ignore[assignment]  # a time
+        """Newest known_at of all rows."""
+        self.recent = Recent(bundle.context_rows, len(self.names))
+        self._labels: dict[str, tuple[bool, datetime]] = {}
+        self._last: Computed | None = None
+        self._remember(base, rows)
+
+    def _remember(self, base: Base, rows: pl.DataFrame) -> None:
+        if not self.recent.depth:
+            return
+        chosen = self.recent.chosen(rows)
+        newest = rows[chosen]
+        self.recent.add(newest["account_id"].to_list(), keys_of(newest), base.vectors(rows, chosen, self.names))
+
+    def holds(self, ids: Sequence[str]) -> set[str]:
+        """Which of these transactions are known already."""
+        held = self.state.table.slot_of
+        return {name for name in ids if name in held}
+
+    # What was written elsewhere
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Take in events, in their order; what is known already is left as it is."""
+        new = [event for event in events if event.sequence > self.sequence]
+        self._last = None if new else self._last
+        for kind, group in groupby(new, key=lambda event: event.kind):
+            same = list(group)
+            if kind == "transactions":
+                self._take_rows(same)
+            elif kind == "labels":
+                self._take_labels(pl.concat([event.rows for event in same]))
+            else:
+                self._take_accounts(pl.concat([event.rows for event in same]))
+            self.sequence = same[-1].sequence
+
+    def _take_rows(self, events: Sequence[Event]) -> None:
+        parts = [self._unknown(event) for event in events]
+        rows = pl.concat([part for part, _ in parts]).unique("transaction_id", keep="first", maintain_order=True)
+        if not rows.height:
+            return
+        given = [values for part, values in parts if part.height]
+        are_ours = rows.height == sum(part.height for part, _ in parts) and all(values is not None for values in given)
+        slots = self.state.add(rows)
+        if are_ours:
+            self._enter(rows, slots, np.concatenate([values for values in given if values is not None]))
+        else:
+            self._compute(rows, slots)
+        self._see(rows)
+
+    def _unknown(self, event: Event) -> tuple[pl.DataFrame, F64 | None]:
+        """Rows of an event that are not known yet, and their features if these are of our kind."""
+        held = self.state.table.slot_of
+        new = np.array([name not in held for name in event.rows["transaction_id"].to_list()], np.bool_)
+        values = self._values_in(event.features)
+        if new.all():
+            return event.rows, values
+        return event.rows.filter(pl.Series(new)), None if values is None else values[new]
+
+    def _values_in(self, features: pl.DataFrame | None) -> F64 | None:
+        if features is None or not features.height or features["fingerprint"][0] != self.fingerprint:
+            return None
+        return features["values"].to_numpy().reshape(features.height, len(self.names))
+
+    def _enter(self, rows: pl.DataFrame, slots: I64, values: F64) -> None:
+        """Keep features that were computed elsewhere."""
+        self.state._note(dict(zip(self.names, values.T, strict=True)), slots)  # noqa: SLF001  # as it keeps its own
+        if self.recent.depth:
+            chosen = self.recent.chosen(rows)
+            newest = rows[chosen]
+            self.recent.add(newest["account_id"].to_list(), keys_of(newest), values[chosen].astype(np.float32))
+
+    def _compute(self, rows: pl.DataFrame, slots: I64) -> None:
+        """Of rows that a model with other features scored, what sequences will ask for; the state asks when it must."""
+        if not self.recent.depth:
+            return
+        chosen = self.recent.chosen(rows)
+        for start in range(0, len(chosen), ROWS_AT_ONCE):
+            part = chosen[start : start + ROWS_AT_ONCE]
+            some = rows[part]
+            values = self._matrix(slots[part])
+            self.recent.add(some["account_id"].to_list(), keys_of(some), values.astype(np.float32))
+
+    def _matrix(self, slots: I64) -> F64:
+        made = self.state.values(slots)
+        return np.stack([made[name] for name in self.names], axis=1)
+
+    def _see(self, rows: pl.DataFrame) -> None:
+        newest: Any = rows["known_at"].max()
+        self.known_until = newest if self.known_until is None else max(self.known_until, newest)
+
+    def _take_labels(self, labels: pl.DataFrame) -> None:
+        """A label that says what is known already would only make KPIs forget what they have computed."""
+        rows = schemas.shaped(labels, schemas.LABELS)
+        said = zip(rows["transaction_id"], rows["is_anomaly"], rows["confirmed_at"], strict=True)
+        new = []
+        for name, is_anomaly, confirmed_at in said:
+            new.append(self._labels.get(name) != (is_anomaly, confirmed_at))
+            self._labels[name] = (is_anomaly, confirmed_at)
+        if any(new):
+            self.state.confirm(rows.filter(pl.Series(new)))
+
+    def _take_accounts(self, accounts: pl.DataFrame) -> None:
+        rows = accounts.unique("account_id", keep="first", maintain_order=True)
+        new = rows.filter(pl.Series([name not in self.accounts for name in rows["account_id"]], dtype=pl.Boolean))
+        if new.height:
+            self.state.add(pl.DataFrame(schema=schemas.polars_schema(schemas.TRANSACTIONS)), accounts=new)
+            self.accounts |= dict(new.select("account_id", "entity_id").iter_rows())
+
+    # What is to be scored
+
+    def computed(self, rows: pl.DataFrame) -> Computed:
+        """Take in rows, and give their features.
+
+        Args:
+            rows: as `schemas.TRANSACTIONS`; none twice.
+        """
+        ids = tuple(rows["transaction_id"].to_list())
+        if self._last is not None and self._last.ids == ids:  # a challenger looks at what the champion has just scored
+            return self._last
+        began = time.perf_counter()
+        slots = self.state.add(rows)
+        added = time.perf_counter()
+        values = self._matrix(slots)
+        x = values.astype(np.float32)
+        computed = time.perf_counter()
+        sequences = self.recent.add(rows["account_id"].to_list(), keys_of(rows), x)
+        self._see(rows)
+        done = time.perf_counter()
+        seconds = {"history": added - began + done - computed, "features": computed - added}
+        self._last = Computed(ids, values, x, sequences, seconds)
+        return self._last
+
+    def packed(self, found: Computed) -> pl.DataFrame:
+        """Features as other processes take them: a column of numbers and one that says whose they are."""
+        values = pl.Series("values", found.values, dtype=pl.Array(pl.Float64, len(self.names)))
+        return pl.DataFrame([pl.Series("fingerprint", [self.fingerprint]).new_from_index(0, len(found.ids)), values])
+
+
+def fingerprint(bundle: Bundle, base: Base) -> str:
+    """Equal where two models look back on the same: features, learned values, rows and the length of sequences."""
+    return f"{bundle.fingerprint}:{base.until:%Y-%m-%dT%H:%M}" if base.until else bundle.fingerprint
+
+
+def keys_of(rows: pl.DataFrame) -> list[Key]:
+    """What orders rows by arrival."""
+    return list(
+        zip(
+            rows["known_at"].to_physical().to_list(),
+            rows["booked_at"].to_physical().to_list(),
+            rows["transaction_id"].to_list(),
+            strict=True,
+        )
+    )
+
+
+def _needed(bundle: Bundle) -> list[str]:
+    """Features of earlier rows that later rows' features are made from."""
+    tasks = engine.tasks(engine.selected(bundle.featurize.kpis), bundle.featurize, bundle.fitted)
+    made = {column.name for task in tasks for column in task.columns}
+    return sorted({name for task in tasks if task.kpi.key != "entity" for name in task.needs if name in made})
