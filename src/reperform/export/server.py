@@ -60,6 +60,9 @@ SETTINGS = {
     "max_parallel_maintenance_workers": "0",
 }
 
+# Given at each start. The server's log tells what went wrong, and none of the values that went wrong.
+QUIET = {"log_error_verbosity": "terse", "log_min_error_statement": "panic"}
+
 
 @dataclass(frozen=True)
 class Address:
@@ -327,10 +330,10 @@ def _start(home: Path, cluster: Path) -> "subprocess.Popen[bytes]":
 
 
 def _started(home: Path, cluster: Path, folder: Path) -> "tuple[subprocess.Popen[bytes], Path]":
-    log = home / "log"
+    log, quiet = home / "log", [part for name, value in QUIET.items() for part in ("-c", f"{name}={value}")]
     with log.open("wb") as output:
         child = subprocess.Popen(  # noqa: S603  # program and arguments are ours
-            [_program("postgres"), "-D", str(cluster), "-k", str(folder), "-p", PORT],
+            [_program("postgres"), "-D", str(cluster), "-k", str(folder), "-p", PORT, *quiet],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -274,7 +274,10 @@ def _is_passing(error: psycopg.Error, connection: Connection | None) -> bool:
 def _unreachable(error: ReperformError, address: Address) -> Unavailable:
     if isinstance(error, Unavailable):
         return error
-    return Unavailable("The database cannot be reached.", got=" ".join(str(error).split())[:400], where=address.shown)
+    problem, fix = "The database cannot be reached.", error.fix
+    if "No space left on device" in str(error):  # a server that cannot write its log ends, and starts when it can
+        problem, fix = EXPLAINED[errors.DiskFull]
+    return Unavailable(problem, got=" ".join(str(error).split())[:400], where=address.shown, fix=fix)
 
 
 def _said(error: psycopg.Error) -> str:
