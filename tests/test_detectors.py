@@ -286,6 +286,14 @@ class TestIsolationForest:
         peer = IsolationForest(n_estimators=20, max_samples=128, random_state=1).fit(scaled[y == 0])
         np.testing.assert_allclose(one.score(x), -peer.score_samples(scaled), rtol=1e-10)
 
+    def test_trees_that_see_some_columns_are_those_of_scikit_learn(self) -> None:
+        x, y, _ = world()
+        given_ = {"n_estimators": 20, "max_samples": 128, "max_features": 0.5}
+        one = detectors.build("isolation_forest", given_, features=FEATURES, seed=1).fit(x, y)
+        scaled = RobustScaler().fit(x[y == 0]).transform(x)
+        peer = IsolationForest(**given_, random_state=1).fit(scaled[y == 0])
+        np.testing.assert_allclose(one.score(x), -peer.score_samples(scaled), rtol=1e-10)
+
 
 class TestRandomForest:
     def test_scores_are_those_of_scikit_learn_also_where_values_are_unknown(self) -> None:

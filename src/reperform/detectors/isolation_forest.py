@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
+from sklearn.tree import ExtraTreeRegressor
 
 from reperform.detectors import trees
 from reperform.detectors.base import Arrays, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray, over_rows
@@ -51,14 +52,14 @@ class IsolationForestDetector(Detector):
         rows = rows if len(rows) else x
         self.scaler_ = RobustScaler().fit(rows)
         self.psi_ = min(self.max_samples, len(rows))
-        self.forest_ = IsolationForest(
+        forest = _Forest(
             n_estimators=self.n_estimators,
             max_samples=self.psi_,
             max_features=self.max_features,
             random_state=self.seed,
         ).fit(self.scaler_.transform(rows))
-        columns = np.stack([np.asarray(one, np.int64) for one in self.forest_.estimators_features_])
-        self._measure(trees.fields_of([one.tree_ for one in self.forest_.estimators_], TREE_FIELDS), columns)
+        columns = np.stack([np.asarray(one, np.int64) for one in forest.estimators_features_])
+        self._measure(trees.fields_of([one.tree_ for one in forest.estimators_], TREE_FIELDS), columns)
 
     def _measure(self, fields: Arrays, columns: NDArray[np.int64]) -> None:
         self.fields_, self.columns_ = fields, columns
@@ -80,6 +81,18 @@ class IsolationForestDetector(Detector):
         self.scaler_ = RobustScaler.restored(arrays)
         self.psi_ = int(arrays["psi"][0])
         self._measure({name: arrays[name] for name in (*TREE_FIELDS, "node_counts")}, arrays["columns"])
+
+
+class _Tree(ExtraTreeRegressor):
+    """Takes no weights: each tree is then given its own rows instead of a copy of all of them, most at weight 0."""
+
+    def fit(self, X: Any, y: Any, check_input: bool = True) -> Any:  # noqa: N803  # scikit-learn's own names
+        return super().fit(X, y, check_input=check_input)
+
+
+class _Forest(IsolationForest):
+    def _get_estimator(self) -> Any:
+        return _Tree(**super()._get_estimator().get_params())
 
 
 def mean_search_length(rows: NDArray[Any]) -> FloatArray:
