@@ -4,6 +4,8 @@ VENV ?= .venv
 EXPERIMENT ?=
 SET ?=
 PORT ?= 8000
+WORKERS ?= 1
+REPORTS_PORT ?= 8001
 READY = $(VENV)/.ready
 # What `make experiments` leaves out (all metrics and file hashes), and which metrics it keeps.
 DETAILS = ^(ensemble|rules|xgboost|isolation_forest|one_class_svm|lstm_autoencoder|filings)\..*|.*/.*
@@ -13,7 +15,7 @@ RUN = PATH="$(abspath $(VENV))/bin:$$PATH" PYTHONHASHSEED=0
 PY = $(RUN) python
 
 .DEFAULT_GOAL := help
-.PHONY: help repro params test test-fast lint experiments lab mlflow psql serve clean lock
+.PHONY: help repro params test test-fast lint experiments lab mlflow psql serve reports clean lock
 
 help: ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,8 +58,11 @@ mlflow: $(READY) ## open MLflow's pages on runs and models at http://localhost:5
 psql: $(READY) ## open the exported results in psql
 	@$(PY) -m reperform psql
 
-serve: $(READY) ## serve the reports at http://localhost:8000
-	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory reports/site
+serve: $(READY) ## score transactions over HTTP at http://localhost:8000/docs; PORT, WORKERS
+	$(PY) -m reperform serve --port $(PORT) --workers $(WORKERS)
+
+reports: $(READY) ## show the reports at http://localhost:8001
+	$(PY) -m http.server $(REPORTS_PORT) --bind 127.0.0.1 --directory reports/site
 
 lock: ## pin the versions that are installed now
 	@$(VENV)/bin/python -m pip freeze --exclude-editable | sed -E "s/\+cpu$$//" > requirements.lock

@@ -49,5 +49,5 @@ def test_readme_has_no_placeholder() -> None:
 
 
 def test_help_of_make_names_every_target() -> None:
-    for target in ("repro", "test", "params", "lab", "mlflow", "psql", "serve", "clean"):
+    for target in ("repro", "test", "params", "lab", "mlflow", "psql", "serve", "reports", "clean"):
         assert re.search(rf"^{target}:.*## ", MAKEFILE, flags=re.MULTILINE)

@@ -77,6 +77,12 @@ def add_commands(sub: Any) -> None:
     one = sub.add_parser("changes", help="say what changed in the data since the last run with other data")
     one.set_defaults(call=_quality_changes)
     _add_studies(sub)
+    one = sub.add_parser("serve", help="score transactions over HTTP, as they come")
+    one.add_argument("--host", default=None, help="address to listen on (default: params.yaml:serve.host)")
+    one.add_argument("--port", type=int, default=None, help="likewise (default: params.yaml:serve.port)")
+    one.add_argument("--workers", type=int, default=None, help="processes (default: params.yaml:serve.workers)")
+    one.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), default=None, help="speak HTTPS")
+    one.set_defaults(call=_serve)
     _add_keys(sub.add_parser("keys", help="give out, list, rotate and revoke API keys of the scoring service"))
     _add_deliveries(sub.add_parser("deliveries", help="list alerts that did not reach a receiver, or send them again"))
     one = sub.add_parser("feedback", help="write what people told the service to data/feedback/, for the next run")
@@ -249,6 +255,14 @@ def _quiet() -> None:
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.chdir(paths.project_root())
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    _quiet()
+    from reperform.service import app  # noqa: PLC0415  # pulls in FastAPI and the models
+
+    tls = (arguments.tls[0], arguments.tls[1]) if arguments.tls else None
+    return app.main(arguments.host, arguments.port, arguments.workers, tls)
 
 
 def _keys(arguments: argparse.Namespace) -> int:

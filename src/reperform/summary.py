@@ -23,7 +23,7 @@ def lines(root: Path) -> list[str]:
     found = [*_rows(quality), *_detection(metrics), *_exported(receipt)]
     site = root / "reports" / "site" / "index.html"
     if site.is_file():
-        found.append(f"report    {site.relative_to(root)}  (make serve shows it at http://localhost:8000)")
+        found.append(f"report    {site.relative_to(root)}  (make reports shows it at http://localhost:8001)")
     return found or ["nothing has run yet; next: make repro"]
 
 

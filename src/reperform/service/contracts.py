@@ -308,34 +308,49 @@ class AccountsAnswer(_Answer):
 class FeedbackAnswer(_Answer):
     """What was taken in."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"taken": 1, "sequence": 4713}]})
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={"examples": [{"sequence": 4713, "new": 1, "corrected": 0, "repeated": 0}]},
+    )
 
-    taken: int
     sequence: int | None = Field(description="Place in the one order of events; null when all were known.")
+    new: int = Field(description="Decisions that were not known yet.")
+    corrected: int = Field(description="Those of them that replace an earlier one.")
+    repeated: int = Field(description="Decisions that stood already.")
+
+
+JOB: dict[str, Any] = {
+    "job_id": "9f86d081884c7d659a2feaa0c55ad0159f86d081884c7d659a2feaa0c55ad015",
+    "source": "northbank",
+    "format": "csv",
+    "status": "running",
+    "progress": 0.4,
+    "n_records": 5000,
+    "n_to_score": 4997,
+    "n_scored": 1997,
+    "n_known": 0,
+    "n_refused": 3,
+    "n_alerts": 11,
+    "problem": None,
+}
 
 
 class JobAnswer(_Answer):
     """A file that is scored in the background."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "examples": [
-                {
-                    "job_id": "9f86d081884c7d659a2feaa0c55ad015",
-                    "state": "running",
-                    "source": "northbank",
-                    "format": "csv",
-                    "rows": 5000,
-                    "done": 2000,
-                    "quarantined": 3,
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [JOB]})
 
     job_id: str
-    state: str = Field(description="waiting, running, done or failed.")
+    source: str | None
+    format: str
+    status: Literal["waiting", "running", "done", "failed"]
+    progress: float = Field(description="Share of the file's records that are settled.")
+    n_records: int | None = Field(description="Null until the file was read.")
+    n_scored: int
+    n_known: int = Field(description="Answered before; the first answer stands.")
+    n_refused: int = Field(description="In the job's quarantine.")
+    n_alerts: int
+    problem: str | None = Field(description="Why it failed, or waits.")
 
 
 class Page(_Answer):

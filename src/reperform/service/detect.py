@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
@@ -23,8 +23,6 @@ from reperform.service.exchange import Rates
 from reperform.service.refusals import Refusal, together
 
 Reasons = Literal["all", "alerts", "none"]
-NOT_SCORED = ("source_file", "source_record")
-LONGEST_PARTS = ("lock", "history", "features", "models", "explanation", "write")
 
 
 class Scored(Protocol):
@@ -89,6 +87,9 @@ class Champions(Protocol):
 
     def shadow(self, connection: Any) -> Scorer | None:
         """The scorer whose answers are stored and not sent."""
+
+    def withdraw(self, scorer: Scorer, error: Exception) -> None:
+        """This challenger cannot score; it does not score in shadow any more."""
 
     def broken(self) -> None:
         """What is in memory is not what was written: make it anew before the next answer."""
@@ -155,6 +156,7 @@ class Response:
         is_repeated: whether it was answered before, under the same idempotency key.
         n: transactions.
         n_alerts: likewise.
+        model_version: who answered.
         seconds: time of each part.
     """
 
@@ -163,6 +165,7 @@ class Response:
     is_repeated: bool = False
     n: int = 0
     n_alerts: int = 0
+    model_version: int | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -289,7 +292,11 @@ class Desk:
             return
         while events := [event for event in journal.since(connection, other.sequence) if event.sequence < sequence]:
             other.take(events)
-        got = other.score(rows, reasons="none", n_reasons=self.serve.n_reasons)
+        try:
+            got = other.score(rows, reasons="none", n_reasons=self.serve.n_reasons)
+        except Exception as error:  # noqa: BLE001  # whatever ails a challenger must not keep the champion from answering
+            self.champions.withdraw(other, error)
+            return
         answers.write_answers(connection, got.answers, sequence=sequence, request_id=request_id, role="challenger")
         other.taken(sequence)
 
@@ -312,7 +319,14 @@ class Desk:
             _refuse(intake.problems(rows, known))
             got = self.scored(connection, rows, call.request_id, call.reasons)
             body = body_of(got, call.request_id)
-            return Response(200, body, n=len(rows), n_alerts=got.answers["is_alert"].sum(), seconds=got.seconds)
+            return Response(
+                200,
+                body,
+                n=len(rows),
+                n_alerts=int(got.answers["is_alert"].sum()),
+                model_version=got.model_version,
+                seconds=got.seconds,
+            )
 
         return self._written(call, work, n=len(transactions))
 
@@ -333,28 +347,11 @@ class Desk:
         """Take in what case handling decided."""
 
         def work(connection: Any) -> Response:
-            scorer = self.current(connection)
-            rows = self._labels(connection, scorer, labels)
-            taken = feedback.take(connection, rows)
-            newest = journal.newest(connection)
-            return Response(200, as_json({"taken": taken, "sequence": newest if newest > scorer.sequence else None}))
+            rows = pl.DataFrame(list(labels), schema=schemas.polars_schema(schemas.LABELS))
+            taken = feedback.take(connection, rows, key_id=call.key_id, now=self.now())
+            return Response(200, as_json(asdict(taken)))
 
         return self._written(call, work)
-
-    def _labels(self, connection: Any, scorer: Scorer, labels: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-        now, skew = self.now(), timedelta(seconds=self.serve.clock_skew_s)
-        rows = [{**one, "confirmed_at": one["confirmed_at"] or now} for one in labels]
-        ids = [row["transaction_id"] for row in rows]
-        known = {*answers.held(connection, ids), *scorer.holds(ids)}
-        first: dict[str, int] = {}
-        found = [
-            problem
-            for place, row in enumerate(rows)
-            for problem in _about_label(row, place, known, now + skew, first.setdefault(row["transaction_id"], place))
-        ]
-        if found:
-            raise together(found)
-        return pl.DataFrame(rows, schema=schemas.polars_schema(schemas.LABELS))
 
     def _written(self, call: Call, work: Callable[[Any], Response], n: int = 0) -> Response:
         """Do a request's work in a turn of its own, with its answer and its entry in the log of calls."""
@@ -377,35 +374,37 @@ class Desk:
                         connection, call.key_id, call.idempotency_key, call.request_sha256,
                         response.status, response.body,
                     )  # fmt: skip
-                calls.append(connection, entry(call, response.status, response.body, n))
+                calls.append(connection, entry(call, response, n))
                 worked = time.perf_counter()
         except _RepeatedError:
             return self._repeated(call, *earlier[0], n)
         seconds = {"lock": locked - began, **response.seconds}
         seconds["write"] = seconds.get("write", 0.0) + time.perf_counter() - worked
-        return Response(response.status, response.body, False, response.n, response.n_alerts, seconds)
+        return replace(response, seconds=seconds)
 
     def _repeated(self, call: Call, status: int, body: bytes, n: int) -> Response:
+        response = Response(status, body, is_repeated=True)
         with self.database.transaction() as connection:
-            calls.append(connection, entry(call, status, body, n))
-        return Response(status, body, is_repeated=True)
+            calls.append(connection, entry(call, response, n))
+        return response
 
 
 class _RepeatedError(Exception):
     """The request was answered before."""
 
 
-def entry(call: Call, status: int, body: bytes, n: int) -> dict[str, Any]:
+def entry(call: Call, response: Response, n: int) -> dict[str, Any]:
     """What the log of calls keeps of a request; nothing of whom it is about."""
     return {
         "request_id": call.request_id,
-        "key_id": call.key_id,
+        "key_id": call.key_id or None,
         "method": call.method,
         "route": call.route,
-        "status": status,
+        "status": response.status,
         "request_sha256": call.request_sha256,
-        "response_sha256": hashlib.sha256(body).hexdigest(),
+        "response_sha256": hashlib.sha256(response.body).hexdigest(),
         "n_transactions": n,
+        "model_version": response.model_version,
     }
 
 
@@ -455,28 +454,6 @@ def _held_elsewhere(holder: str, place: int) -> Refusal:
         expected="the institution that it was registered with, or another account_id",
         where=f"accounts[{place}].entity_id", fix="check which of the two is meant",
     )  # fmt: skip
-
-
-def _about_label(
-    row: Mapping[str, Any], place: int, known: Collection[str], latest: datetime, first: int
-) -> Iterator[Refusal]:
-    name = row["transaction_id"]
-    where = f"labels[{place}]"
-    if name not in known:
-        yield Refusal(
-            422, "unknown-transaction", "This transaction is not known.", expected="one that was answered before",
-            got=name, where=f"{where}.transaction_id", fix="score it first with POST /api/v1/detect-anomalies",
-        )  # fmt: skip
-    if first != place:
-        yield Refusal(
-            422, "duplicate-in-request", "This transaction stands in the request twice.", got=name,
-            expected=f"another one than in labels[{first}]", where=f"{where}.transaction_id", fix="send one decision",
-        )  # fmt: skip
-    if row["confirmed_at"] > latest:
-        yield Refusal(
-            422, "clock-skew", "This lies in the future.", expected="now or earlier", got=str(row["confirmed_at"]),
-            where=f"{where}.confirmed_at", fix="set the sender's clock, or check the offset from UTC",
-        )  # fmt: skip
 
 
 def as_json(value: Any) -> bytes:

@@ -60,7 +60,7 @@ def completed(records: Sequence[Mapping[str, Any]], known: Known, source_file: s
 
 
 def _completed(record: Mapping[str, Any], place: int, known: Known, source_file: str) -> Record:
-    row = {name: record.get(name) for name in COLUMNS}
+    row: Record = {name: record.get(name) for name in COLUMNS}
     row["known_at"] = row["known_at"] or max(known.now, row["booked_at"])
     row["entity_id"] = row["entity_id"] or known.accounts.get(row["account_id"])
     if row["amount_base"] is None:

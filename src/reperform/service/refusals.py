@@ -37,6 +37,7 @@ class Refusal(ReperformError):  # noqa: N818  # it is what the service says, and
     ) -> None:
         super().__init__(problem, expected=expected, got=echo(got), where=where, fix=fix)
         self.status, self.code, self.retry_after_s, self.more = status, code, retry_after_s, tuple(more)
+        self.headers: dict[str, str] = {}  # of the answer, beside those that every answer has
 
 
 def echo(text: object) -> str:
