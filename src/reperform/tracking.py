@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,31 @@ def version(name: str) -> Version:
     )
 
 
+def aliases() -> dict[str, int]:
+    """Number of the version of each alias, such as `champion`; empty where nothing is registered.
+
+    Light enough to be asked every few seconds, and it leaves the log of whoever asks alone.
+    """
+    client = _client(_uri())
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415  # costs a second
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    try:
+        found = client.get_registered_model(MODEL).aliases
+    except (MlflowException, SQLAlchemyError) as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise _unusable(error) from error
+    return {str(alias): int(number) for alias, number in found.items()}
+
+
+@lru_cache(maxsize=4)
+def _client(uri: str) -> Any:
+    with _registry() as client:  # what a new client logs is not for our readers
+        del uri
+        return client
+
+
 def make_champion(chosen: Version, tags: Mapping[str, str]) -> None:
     """Move `champion` to a version, take `challenger` from it, and write why into its tags."""
     with _registry() as client:
@@ -315,13 +341,17 @@ def _registry() -> Iterator[Any]:
         with _silent():
             yield MlflowClient(tracking_uri=_uri(), registry_uri=_uri())
     except (MlflowException, SQLAlchemyError) as error:
-        raise ReperformError(
-            "The registry of models cannot be used.",
-            expected="MLflow's database, which stage evaluate writes",
-            got=str(error).splitlines()[0],
-            where=_uri(),
-            fix="run `make repro` once",
-        ) from error
+        raise _unusable(error) from error
+
+
+def _unusable(error: Exception) -> ReperformError:
+    return ReperformError(
+        "The registry of models cannot be used.",
+        expected="MLflow's database, which stage evaluate writes",
+        got=str(error).splitlines()[0],
+        where=_uri(),
+        fix="run `make repro` once",
+    )
 
 
 def _parameters_of(detector: str, artifacts: Mapping[str, Path]) -> Mapping[str, Any]:
