@@ -53,6 +53,7 @@ class Service:
         serve: settings.
         make_champions: from database and settings to who answers.
         make_rates: exchange rates; None: the project's.
+        make_database: None: the project's.
         now: the clock.
     """
 
@@ -62,11 +63,13 @@ class Service:
         *,
         make_champions: Callable[[Database, ServeParams], Any],
         make_rates: Callable[[], exchange.Rates] | None = None,
+        make_database: Callable[[], Database] | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> None:
         self.serve, self.telemetry = serve, Telemetry()
         self.behind_tls, self.request_log = serve.behind_tls, serve.request_log
         self._make_champions, self._now = make_champions, now or (lambda: datetime.now(UTC))
+        self._make_database = make_database or (lambda: Database(connections=CONNECTIONS))
         self._make_rates = make_rates or (lambda: exchange.load(params.load(IngestParams)))
         self._database: Database | None = None
         self._desk: Desk | None = None
@@ -121,7 +124,7 @@ class Service:
     def _load(self) -> None:
         self.state = "waiting for the database"
         if self._database is None:
-            self._database = Database(connections=CONNECTIONS)
+            self._database = self._make_database()
         storage.prepare(self._database)
         self.state = "loading the model"
         champions = self._make_champions(self._database, self.serve)
