@@ -39,11 +39,14 @@ PAGE_ROWS = 5_000  # of downloads
 BEATS = 3  # within a lease
 OURS = 500  # HTTP statuses from here on are no fault of the rows
 KNOWN = ("answered-already", "scored-by-pipeline")  # what `intake.problems` says of rows whose first answer stands
+# Files come late by nature: the second institution's file of a day begins before the first one's has ended. Such a row
+# is scored by what was known at its time; answers that were given before it came did not know of it.
+LATE = "out-of-order"
 Table = Literal["results", "quarantine"]
 
 _FIELDS = (
     "job_id", "source", "format", "data_version", "size_bytes", "status", "n_records", "n_left_out", "n_to_score",
-    "n_scored", "n_known", "n_refused", "n_alerts", "problem", "attempts", "submitted_at", "read_at", "ended_at",
+    "n_scored", "n_known", "n_refused", "n_alerts", "n_late", "problem", "attempts", "submitted_at", "read_at", "ended_at",
 )  # fmt: skip
 _SELECT = f"SELECT {', '.join(_FIELDS)} FROM service.jobs WHERE job_id = %s"  # noqa: S608  # names of ours
 ADD = """
@@ -87,7 +90,7 @@ SELECT chunk, first_place, rows FROM service.job_chunks WHERE job_id = %s AND ro
 """
 FORWARD = """
 UPDATE service.jobs SET n_scored = n_scored + %(scored)s, n_known = n_known + %(known)s,
-    n_refused = n_refused + %(refused)s, n_alerts = n_alerts + %(alerts)s, attempts = 0, problem = NULL
+    n_refused = n_refused + %(refused)s, n_alerts = n_alerts + %(alerts)s, n_late = n_late + %(late)s, attempts = 0, problem = NULL
 WHERE job_id = %(job)s
 """
 END = """
@@ -106,7 +109,7 @@ _ANSWER = (
     "model_version", "data_version", "answered_at",
 )  # fmt: skip
 RESULTS = f"""
-SELECT r.place, r.transaction_id, r.outcome, {", ".join(f"a.{name}" for name in _ANSWER)}
+SELECT r.place, r.transaction_id, r.outcome, r.is_late, {", ".join(f"a.{name}" for name in _ANSWER)}
 FROM service.job_results AS r LEFT JOIN LATERAL (
     SELECT * FROM service.answers AS one WHERE one.transaction_id = r.transaction_id AND one.role = 'champion'
     ORDER BY one.sequence LIMIT 1
@@ -121,8 +124,8 @@ QUERIES: dict[Table, str] = {"results": RESULTS, "quarantine": QUARANTINE}
 _US = pl.Datetime("us", "UTC")
 KINDS: dict[Table, dict[str, Any]] = {
     "results": {
-        "place": pl.Int64, "transaction_id": pl.String, "outcome": pl.String, "account_id": pl.String,
-        "entity_id": pl.String, "booked_at": _US, "known_at": _US, "amount_base": pl.Float64, "score": pl.Float64,
+        "place": pl.Int64, "transaction_id": pl.String, "outcome": pl.String, "is_late": pl.Boolean,
+        "account_id": pl.String, "entity_id": pl.String, "booked_at": _US, "known_at": _US, "amount_base": pl.Float64, "score": pl.Float64,
         "probability": pl.Float64, "is_alert": pl.Boolean, "reasons": pl.String, "model_version": pl.Int64,
         "data_version": pl.String, "answered_at": _US,
     },
@@ -150,6 +153,7 @@ class Job:
     n_known: int
     n_refused: int
     n_alerts: int
+    n_late: int
     problem: str | None
     attempts: int
     submitted_at: datetime
@@ -371,12 +375,16 @@ class _Settled:
     """What became of a chunk's rows."""
 
     records: list[intake.Record] = field(default_factory=list)
-    outcomes: list[tuple[int, str, str]] = field(default_factory=list)
+    outcomes: list[tuple[int, str, str, bool]] = field(default_factory=list)  # place, id, outcome, whether it is late
     refused: list[tuple[intake.Record, Refusal]] = field(default_factory=list)
 
     @property
     def n_known(self) -> int:
-        return sum(outcome == "known" for _, _, outcome in self.outcomes)
+        return sum(outcome == "known" for _, _, outcome, _ in self.outcomes)
+
+    @property
+    def n_late(self) -> int:
+        return sum(is_late for *_, is_late in self.outcomes)
 
 
 class Runner:
@@ -533,7 +541,9 @@ class Runner:
         job = status(connection, job_id)
         with (
             connection.cursor() as cursor,
-            cursor.copy("COPY service.job_results (job_id, place, transaction_id, outcome) FROM STDIN") as copy,
+            cursor.copy(
+                "COPY service.job_results (job_id, place, transaction_id, outcome, is_late) FROM STDIN"
+            ) as copy,
         ):
             for outcome in settled.outcomes:
                 copy.write_row((job_id, *outcome))
@@ -543,6 +553,7 @@ class Runner:
             "UPDATE service.job_chunks SET rows = NULL WHERE job_id = %s AND chunk = %s", [job_id, chunk]
         )
         values = {"scored": len(settled.records), "known": settled.n_known, "refused": len(settled.refused)}
+        values |= {"late": settled.n_late}
         connection.execute(FORWARD, {**values, "alerts": n_alerts, "job": job_id})
 
     def _done(self, connection: Connection, job_id: str) -> None:
@@ -595,14 +606,14 @@ def _settled(rows: pl.DataFrame, first: int, known: intake.Known) -> _Settled:
     problems = intake.problems(records, known)
     settled = _Settled()
     for place, record in enumerate(records):
-        found = problems.get(place, [])
-        if any(one.code in KNOWN for one in found):
-            settled.outcomes.append((first + place, record["transaction_id"], "known"))
-        elif found:
-            settled.refused.append((record, found[0]))
+        codes = {one.code for one in problems.get(place, [])}
+        if codes & {*KNOWN}:
+            settled.outcomes.append((first + place, record["transaction_id"], "known", False))
+        elif codes - {LATE}:
+            settled.refused.append((record, next(one for one in problems[place] if one.code != LATE)))
         else:
             settled.records.append(record)
-            settled.outcomes.append((first + place, record["transaction_id"], "scored"))
+            settled.outcomes.append((first + place, record["transaction_id"], "scored", LATE in codes))
     return settled
 
 

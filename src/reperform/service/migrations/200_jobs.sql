@@ -16,6 +16,7 @@ CREATE TABLE service.jobs (
     n_known bigint NOT NULL DEFAULT 0,
     n_refused bigint NOT NULL DEFAULT 0,
     n_alerts bigint NOT NULL DEFAULT 0,
+    n_late bigint NOT NULL DEFAULT 0,
     problem text,
     attempts integer NOT NULL DEFAULT 0,
     worker text,
@@ -47,6 +48,8 @@ COMMENT ON COLUMN service.jobs.n_scored IS 'Transactions that this job has score
 COMMENT ON COLUMN service.jobs.n_known IS 'Transactions that were known before: their first answer stands.';
 COMMENT ON COLUMN service.jobs.n_refused IS 'Records in the job''s quarantine.';
 COMMENT ON COLUMN service.jobs.n_alerts IS 'Alerts among the transactions that this job has scored.';
+COMMENT ON COLUMN service.jobs.n_late IS
+    'Of those scored, how many came after later transactions had been answered, which did not know of them.';
 COMMENT ON COLUMN service.jobs.problem IS 'What went wrong last, and what to do.';
 COMMENT ON COLUMN service.jobs.attempts IS 'Attempts since it last went forward.';
 COMMENT ON COLUMN service.jobs.worker IS 'Who works on it.';
@@ -92,6 +95,7 @@ CREATE TABLE service.job_results (
     place bigint NOT NULL,
     transaction_id text NOT NULL,
     outcome text NOT NULL CHECK (outcome IN ('scored', 'known')),
+    is_late boolean NOT NULL,
     PRIMARY KEY (job_id, place)
 );
 
@@ -100,6 +104,8 @@ COMMENT ON COLUMN service.job_results.job_id IS 'The job.';
 COMMENT ON COLUMN service.job_results.place IS 'Place among the rows that passed the rules, from 0.';
 COMMENT ON COLUMN service.job_results.transaction_id IS 'The transaction.';
 COMMENT ON COLUMN service.job_results.outcome IS 'scored: by this job; known: it was known before, and not scored again.';
+COMMENT ON COLUMN service.job_results.is_late IS
+    'Whether later transactions had been answered before it was scored: their answers did not know of it.';
 
 CREATE TABLE service.job_quarantine (
     job_id text NOT NULL REFERENCES service.jobs ON DELETE CASCADE,
@@ -126,7 +132,7 @@ COMMENT ON COLUMN service.job_quarantine.value IS 'Its value.';
 COMMENT ON COLUMN service.job_quarantine."row" IS 'The record as text.';
 
 CREATE VIEW service.v_jobs AS
-SELECT job_id, source, format, status, n_records, n_to_score, n_scored, n_known, n_refused, n_left_out, n_alerts,
+SELECT job_id, source, format, status, n_records, n_to_score, n_scored, n_known, n_refused, n_left_out, n_alerts, n_late,
     round(100.0 * (n_scored + n_known + n_refused + n_left_out) / nullif(n_records, 0), 1) AS percent,
     problem, submitted_at, ended_at
 FROM service.jobs;
@@ -142,6 +148,7 @@ COMMENT ON COLUMN service.v_jobs.n_known IS 'Transactions that were known before
 COMMENT ON COLUMN service.v_jobs.n_refused IS 'Records in the job''s quarantine.';
 COMMENT ON COLUMN service.v_jobs.n_left_out IS 'Records that the source''s own description leaves out.';
 COMMENT ON COLUMN service.v_jobs.n_alerts IS 'Alerts among the transactions that this job has scored.';
+COMMENT ON COLUMN service.v_jobs.n_late IS 'Of those scored, how many came after later transactions had been answered.';
 COMMENT ON COLUMN service.v_jobs.percent IS 'Of its records, how many are settled.';
 COMMENT ON COLUMN service.v_jobs.problem IS 'What went wrong last, and what to do.';
 COMMENT ON COLUMN service.v_jobs.submitted_at IS 'When it was handed in.';
