@@ -199,8 +199,9 @@ def _steps(
     scaled: NDArray[np.float32], known: NDArray[np.bool_], sequences: NDArray[np.int32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Values and masks of sequences, each of shape (len(sequences), length, p); zero where there is no row."""
-    is_row = (sequences >= 0)[:, :, None]
-    return scaled[sequences] * is_row, (known[sequences] & is_row).astype(np.float32)
+    nothing = np.zeros((1, scaled.shape[1]), np.float32)  # comes last, where -1 points
+    values, mask = np.concatenate([scaled, nothing]), np.concatenate([known.astype(np.float32), nothing])
+    return values[sequences], mask[sequences]
 
 
 def sequence_rows(groups: GroupArray, length: int) -> NDArray[np.int32]:
