@@ -160,7 +160,7 @@ def test_a_run_without_models_is_refused_by_name(project: Path) -> None:
 def test_held_out_recall_is_shown_per_typology_and_detector() -> None:
     records = [record("ensemble", "fan_out", 0.3), record("rules", "fan_out", 0.0)]
     assert pages.heldout_table({"records": records}) == [
-        {"typology": "fan out", "anomalies": 2, "ensemble": "0.30", "rules": "0.00"}
+        {"typology": "fan out", "anomalies": 2, "ensemble": "0.30 / 1.00", "rules": "0.00 / 1.00"}
     ]
 
 
@@ -220,3 +220,5 @@ def test_a_held_out_figure_marks_unseen_and_shown_recall() -> None:
     axes = draw.heldout_recall(shown, 0.3).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cycle (n=20)"]
     assert any(np.array_equal(line.get_xdata(), [0.8]) for line in axes.lines)
+    ring = next(line for line in axes.lines if line.get_markerfacecolor() == "none")
+    assert ring.get_xdata().tolist() == [1.0]  # with other typologies out of the way

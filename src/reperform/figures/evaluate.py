@@ -309,6 +309,8 @@ def _gap(hours: float) -> str:
 def heldout_recall(records: Sequence[Mapping[str, Any]], found_from: float, detector: str = ENSEMBLE) -> Figure:
     """Recall of each typology when no label ever showed it, beside its recall when labels did.
 
+    A ring says how much would be found were the other typologies' rows not there to use up the alerts.
+
     Args:
         records: `records` of `reports/studies/heldout.json`.
         found_from: recall from which a typology counts as found.
@@ -319,13 +321,18 @@ def heldout_recall(records: Sequence[Mapping[str, Any]], found_from: float, dete
     if not rows:
         return _nothing(figure, axes, "no typology was held out")
     place = np.arange(len(rows))
-    recall, low, high, seen = (
-        np.array([row[key] or 0.0 for row in rows]) for key in ("recall", "low", "high", "recall_with_labels")
+    recall, alone, low, high, seen = (
+        np.array([row[key] or 0.0 for row in rows])
+        for key in ("recall", "recall_alone", "low", "high", "recall_with_labels")
     )
     axes.hlines(place, recall, seen, color=PALE, linewidth=3, zorder=1)
     axes.errorbar(
         recall, place, xerr=[recall - low, high - recall], fmt="o", color=VERMILION, ecolor=ORANGE, elinewidth=1.2,
         markersize=6, zorder=3, label="never shown, with\n95 % interval",
+    )  # fmt: skip
+    axes.plot(
+        alone, place, "o", color=VERMILION, markerfacecolor="none", markersize=9, zorder=2,
+        label="never shown, other typologies\nout of the way",
     )  # fmt: skip
     axes.plot(seen, place, "D", color=BLUE, markersize=5, zorder=2, label="shown by labels")
     axes.axvline(found_from, color=GREY, linewidth=1, linestyle=":", label=f"counts as found\nfrom {found_from:.0%}")
