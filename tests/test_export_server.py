@@ -160,6 +160,41 @@ def test_a_server_that_cannot_start_says_why(home: Path, tmp_path: Path) -> None
         pass
 
 
+# --- what the scoring service keeps there ---
+
+
+def test_a_folder_that_holds_answers_is_not_to_be_removed(tmp_path: Path) -> None:
+    server.keep(tmp_path)
+    server.keep(tmp_path)
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "PG_VERSION").write_text("12\n")
+    with pytest.raises(ReperformError, match=r"another version[\s\S]*do not remove .pgdata"), server.embedded(tmp_path):
+        pass
+
+
+def test_a_database_that_is_gone_is_not_silently_made_anew_where_answers_were_kept(home: Path, tmp_path: Path) -> None:
+    kept = tmp_path / ".pgdata"
+    with server.embedded(kept):
+        server.keep(kept)
+    (kept / "cluster").rename(kept / "elsewhere")
+    with pytest.raises(ReperformError, match=r"gone or damaged[\s\S]*restore the last backup"), server.embedded(kept):
+        pass
+    (kept / "elsewhere").rename(kept / "cluster")
+    with server.embedded(kept) as address:
+        assert answers(address)
+
+
+def test_a_server_that_was_killed_comes_back_for_who_holds_it(home: Path) -> None:
+    with server.embedded(home) as address:
+        os.kill(postmaster(home), signal.SIGKILL)
+        again, child = server.revived(home)
+        assert child is not None
+        assert answers(again)
+        assert server.revived(home)[1] is None  # it runs
+        assert again.home == address.home == home
+    assert ends(child.pid)
+
+
 # --- a server of one's own ---
 
 

@@ -290,9 +290,18 @@ def prepare(database: Database) -> None:
     Raises:
         ReperformError: when the database would not keep what it is given, or has other migrations than this code.
     """
-    with database.transaction() as connection:
-        _check_settings(connection, database.address.shown)
-        migrations.apply(connection, where=database.address.shown)
+    try:
+        with database.transaction() as connection:
+            _check_settings(connection, database.address.shown)
+            migrations.apply(connection, where=database.address.shown)
+    except psycopg.Error as error:
+        raise ReperformError(
+            "The service's tables cannot be made; nothing in the database has changed.",
+            expected="a user who may create a schema, or who owns schema service",
+            got=_said(error),
+            where=database.address.shown,
+            fix="GRANT CREATE ON DATABASE to that user, or name another one in REPERFORM_DATABASE_URL",
+        ) from error
     if database.address.home is not None:
         server.keep(database.address.home)
 
