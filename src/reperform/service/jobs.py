@@ -46,8 +46,10 @@ Table = Literal["results", "quarantine"]
 
 _FIELDS = (
     "job_id", "source", "format", "data_version", "size_bytes", "status", "n_records", "n_left_out", "n_to_score",
-    "n_scored", "n_known", "n_refused", "n_alerts", "n_late", "problem", "attempts", "submitted_at", "read_at", "ended_at",
+    "n_scored", "n_known", "n_refused", "n_alerts", "n_late", "problem", "attempts", "submitted_at", "read_at",
+    "ended_at",
 )  # fmt: skip
+INTO_RESULTS = "COPY service.job_results (job_id, place, transaction_id, outcome, is_late) FROM STDIN"
 _SELECT = f"SELECT {', '.join(_FIELDS)} FROM service.jobs WHERE job_id = %s"  # noqa: S608  # names of ours
 ADD = """
 INSERT INTO service.jobs (job_id, source, format, data_version, sha256, size_bytes, key_id)
@@ -90,7 +92,8 @@ SELECT chunk, first_place, rows FROM service.job_chunks WHERE job_id = %s AND ro
 """
 FORWARD = """
 UPDATE service.jobs SET n_scored = n_scored + %(scored)s, n_known = n_known + %(known)s,
-    n_refused = n_refused + %(refused)s, n_alerts = n_alerts + %(alerts)s, n_late = n_late + %(late)s, attempts = 0, problem = NULL
+    n_refused = n_refused + %(refused)s, n_alerts = n_alerts + %(alerts)s, n_late = n_late + %(late)s,
+    attempts = 0, problem = NULL
 WHERE job_id = %(job)s
 """
 END = """
@@ -125,9 +128,9 @@ _US = pl.Datetime("us", "UTC")
 KINDS: dict[Table, dict[str, Any]] = {
     "results": {
         "place": pl.Int64, "transaction_id": pl.String, "outcome": pl.String, "is_late": pl.Boolean,
-        "account_id": pl.String, "entity_id": pl.String, "booked_at": _US, "known_at": _US, "amount_base": pl.Float64, "score": pl.Float64,
-        "probability": pl.Float64, "is_alert": pl.Boolean, "reasons": pl.String, "model_version": pl.Int64,
-        "data_version": pl.String, "answered_at": _US,
+        "account_id": pl.String, "entity_id": pl.String, "booked_at": _US, "known_at": _US, "amount_base": pl.Float64,
+        "score": pl.Float64, "probability": pl.Float64, "is_alert": pl.Boolean, "reasons": pl.String,
+        "model_version": pl.Int64, "data_version": pl.String, "answered_at": _US,
     },
     "quarantine": {
         "place": pl.Int64, "rule": pl.String, "reason": pl.String, "source_file": pl.String,
