@@ -248,6 +248,17 @@ def test_the_log_is_shown_to_people(tmp_path: Path) -> None:
     assert entry["hash"][:16] in line
 
 
+def test_processes_that_write_to_the_log_at_once_make_one_chain(tmp_path: Path) -> None:
+    code = (
+        "import sys; from datetime import UTC, datetime; from pathlib import Path; from reperform import audit\n"
+        "for _ in range(20): audit.append(Path(sys.argv[1]), 'calls', {'n_calls': 1}, now=datetime.now(UTC))"
+    )
+    path = tmp_path / "log.jsonl"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(audit.read_log(path)) == 40
+
+
 # --- inside DVC ---
 
 PIPELINE = """\

@@ -276,10 +276,18 @@ def test_a_request_that_failed_is_worked_on_again(database: Database) -> None:
         assert answers.first_response(connection, "k1", "i1", "h1") is None
 
 
-def test_old_responses_can_be_forgotten(database: Database) -> None:
+def test_old_responses_make_room_for_new_ones(database: Database) -> None:
+    def keep(name: str) -> None:
+        with database.transaction() as connection:
+            answers.keep_response(connection, "k1", name, "h1", 200, b"{}")
+
+    for number in range(6):
+        keep(f"old-{number}")
     with database.transaction() as connection:
-        answers.keep_response(connection, "k1", "i1", "h1", 200, b"{}")
-        answers.keep_response(connection, "k1", "i2", "h1", 200, b"{}")
-        connection.execute("UPDATE service.responses SET at = now() - interval '8 days' WHERE idempotency_key = 'i1'")
-        assert answers.forget_responses(connection, 7) == 1
-        assert answers.first_response(connection, "k1", "i2", "h1") == (200, b"{}")
+        connection.execute("UPDATE service.responses SET at = at - interval '8 days'")
+    keep("new-1")
+    keep("new-2")
+    with database.transaction() as connection:
+        assert answers.first_response(connection, "k1", "new-1", "h1") == (200, b"{}")
+        assert answers.first_response(connection, "k1", "old-5", "h1") is None
+        assert connection.execute("SELECT count(*) FROM service.responses").fetchone() == (2,)

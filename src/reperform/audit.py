@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -282,21 +282,29 @@ def _broken(path: Path, number: int, got: str) -> ReperformError:
 
 def append(path: Path, event: str, facts: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
     """Add one entry to the log, in one write, and return it."""
-    before = read_log(path)
-    entry = sealed(
-        {
-            "sequence": len(before),
-            "time": now.astimezone(UTC).isoformat(timespec="seconds"),
-            "event": event,
-            **facts,
-            "previous": before[-1]["hash"] if before else FIRST,
-        }
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
+        _alone(file)
+        before = read_log(path)
+        entry = sealed(
+            {
+                "sequence": len(before),
+                "time": now.astimezone(UTC).isoformat(timespec="seconds"),
+                "event": event,
+                **facts,
+                "previous": before[-1]["hash"] if before else FIRST,
+            }
+        )
         file.write((json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n").encode())
         os.fsync(file.fileno())
     return entry
+
+
+def _alone(file: IO[bytes]) -> None:
+    """Wait until no other process adds to the log; it ends when the file is closed."""
+    import fcntl  # noqa: PLC0415  # not on every platform; the lock is a refinement there
+
+    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def log_lines(read: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -36,6 +36,14 @@ SCORED = (
 COLUMNS = (*SCORED, "role", "sequence", "request_id")
 FEW = 4  # rows that are sent faster one by one than by COPY
 ROWS_PER_CHUNK = 10_000
+RESPONSE_DAYS = 7
+FORGOTTEN_AT_ONCE = 4  # more than one for each new one, so that a backlog melts
+FORGET = """
+DELETE FROM service.responses WHERE (key_id, idempotency_key) IN (
+    SELECT key_id, idempotency_key FROM service.responses WHERE at < now() - make_interval(days => %s)
+    ORDER BY at LIMIT %s FOR UPDATE SKIP LOCKED
+)
+"""
 INSERT = f"INSERT INTO service.answers ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"  # noqa: S608  # names of ours
 COPY = f"COPY service.answers ({', '.join(COLUMNS)}) FROM STDIN (FORMAT csv)"
 
@@ -137,16 +145,14 @@ def first_response(
 def keep_response(  # noqa: PLR0917  # key, name and hash as in `first_response`, then what was answered
     connection: Connection, key_id: str, idempotency_key: str, request_sha256: str, status: int, body: bytes
 ) -> None:
-    """Keep an answer for when it is asked for again, in the transaction that it tells of."""
-    connection.execute(
-        "INSERT INTO service.responses (key_id, idempotency_key, request_sha256, status, body)"
-        " VALUES (%s, %s, %s, %s, %b)",
-        [key_id, idempotency_key, request_sha256, status, journal.compressed(body)],
-    )
+    """Keep an answer for when it is asked for again, in the transaction that it tells of.
 
-
-def forget_responses(connection: Connection, days: float) -> int:
-    """Remove responses older than so many days; how many. Answers, journal and calls stay."""
-    return connection.execute(
-        "DELETE FROM service.responses WHERE at < now() - make_interval(secs => %s)", [days * 86_400]
-    ).rowcount
+    It is kept for `RESPONSE_DAYS`: each new one takes some old ones away, so their number stays bounded by itself.
+    """
+    with connection.pipeline():
+        connection.execute(
+            "INSERT INTO service.responses (key_id, idempotency_key, request_sha256, status, body)"
+            " VALUES (%s, %s, %s, %s, %b)",
+            [key_id, idempotency_key, request_sha256, status, journal.compressed(body)],
+        )
+        connection.execute(FORGET, [RESPONSE_DAYS, FORGOTTEN_AT_ONCE])

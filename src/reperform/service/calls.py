@@ -6,7 +6,6 @@ which `keep` writes to data/audit/log.jsonl. `tools/verify.py --calls FILE` chec
 no accounts, no amounts, no addresses; bodies only as hashes.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -155,16 +154,23 @@ def keep(log: Path, n: int, last: str, *, now: datetime) -> None:
     audit.append(log, EVENT, {"n_calls": n, "last_call": last}, now=now)
 
 
+def kept(database: Database, log: Path) -> tuple[int, str]:
+    """Note in `log` where the log of calls ends now; how many entries it has, and the hash of the last one."""
+    with database.transaction() as connection:
+        n, last = end(connection)
+    if n:
+        keep(log, n, last, now=datetime.now(UTC))
+    return n, last
+
+
 def main(database: Database, log: Path, to: Path | None) -> int:
     """Command `calls`: say where the log of calls ends, keep that, and export the log if asked to."""
     if to is None:
-        with database.transaction() as connection:
-            n, last = end(connection)
+        n, last = kept(database, log)
     else:
         n, last = export(database, to)
-        print(f"calls: written to {to}, sha256 {hashlib.sha256(to.read_bytes()).hexdigest()}")
-    print(f"calls: {n:,} entries, last hash {last}")
-    if n:
-        keep(log, n, last, now=datetime.now(UTC))
-        print(f"calls: kept in {log.name}; next: python tools/verify.py --calls FILE")
+        if n:
+            keep(log, n, last, now=datetime.now(UTC))
+        print(f"calls: written to {to}; next: python tools/verify.py --calls {to}")
+    print(f"calls: {n:,} entries, last hash {last}{', kept in ' + log.name if n else ''}")
     return 0
