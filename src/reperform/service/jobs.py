@@ -8,6 +8,7 @@ lease that its worker renews; when the worker is gone, the lease lapses.
 import csv
 import hashlib
 import io
+import logging
 import os
 import socket
 import tempfile
@@ -32,6 +33,8 @@ from reperform.service import intake, job_files, journal
 from reperform.service.database import Connection, Database, Unavailable
 from reperform.service.job_files import FileFormat
 from reperform.service.refusals import Refusal
+
+logger = logging.getLogger(__name__)
 
 PART_BYTES = 2**20
 LONGEST_PROBLEM = 2000
@@ -426,6 +429,9 @@ class Runner:
                 busy = self.run_one()
             except (Unavailable, psycopg.Error):  # the database comes back by itself, and so does the lease
                 busy = False
+            except Exception as error:  # noqa: BLE001  # a thread that is gone would be missed by nobody
+                logger.warning("jobs: %s in the runner; it goes on", type(error).__name__)
+                busy = False
             if not busy:
                 self._ending.wait(self.limits.poll_s)
 
@@ -544,9 +550,7 @@ class Runner:
         job = status(connection, job_id)
         with (
             connection.cursor() as cursor,
-            cursor.copy(
-                "COPY service.job_results (job_id, place, transaction_id, outcome, is_late) FROM STDIN"
-            ) as copy,
+            cursor.copy(INTO_RESULTS) as copy,
         ):
             for outcome in settled.outcomes:
                 copy.write_row((job_id, *outcome))

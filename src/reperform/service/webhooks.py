@@ -9,11 +9,12 @@ import fnmatch
 import hashlib
 import hmac
 import json
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +28,8 @@ from reperform import __version__
 from reperform.errors import ReperformError
 from reperform.params import ReceiverParams, WebhooksParams
 from reperform.service.database import Connection, Database, Unavailable
+
+logger = logging.getLogger(__name__)
 
 SIGNATURE, TIMESTAMP, DELIVERY = "X-Reperform-Signature", "X-Reperform-Timestamp", "X-Reperform-Delivery"
 SHORTEST_SECRET = 32  # characters
@@ -112,18 +115,27 @@ def enqueue(connection: Connection, alerts: pl.DataFrame, receivers: Mapping[str
     Returns:
         How many alerts are new; one that was raised before, by the same model, is told once.
     """
-    new = 0
-    for row in alerts.select(_ALERTS).iter_rows(named=True):
-        got = connection.execute(ADD_ALERT, [row[name] for name in _ALERTS]).fetchone()
-        if got is None:
-            continue
-        new += 1
-        for name, receiver in receivers.items():
-            if wants(receiver, row):
-                delivery_id = name_of(row["transaction_id"], row["model_version"], name)
-                body = body_of(row, receiver, delivery_id=delivery_id, sequence=got[0], raised_at=got[1])
-                connection.execute(ADD_DELIVERY, [delivery_id, got[0], name, body])
-    return new
+    rows = list(alerts.select(_ALERTS).iter_rows(named=True))
+    if not rows:
+        return 0
+    with connection.cursor() as cursor:
+        cursor.executemany(ADD_ALERT, [tuple(row.values()) for row in rows], returning=True)
+        new = [(row, told) for row, one in zip(rows, cursor.results(), strict=True) if (told := one.fetchone())]
+        messages = [one for row, told in new for one in _messages(row, *told, receivers)]
+        if messages:
+            cursor.executemany(ADD_DELIVERY, messages)
+    return len(new)
+
+
+def _messages(
+    alert: Mapping[str, Any], sequence: int, raised_at: datetime, receivers: Mapping[str, ReceiverParams]
+) -> Iterator[tuple[str, int, str, str]]:
+    """The messages about an alert: id, alert, receiver, body."""
+    for name, receiver in receivers.items():
+        if wants(receiver, alert):
+            delivery_id = name_of(alert["transaction_id"], alert["model_version"], name)
+            body = body_of(alert, receiver, delivery_id=delivery_id, sequence=sequence, raised_at=raised_at)
+            yield delivery_id, sequence, name, body
 
 
 def name_of(transaction_id: str, model_version: int, receiver: str) -> str:
@@ -317,6 +329,9 @@ class Dispatcher:
                 try:
                     busy = breaker.lets_pass() and self.send_one(client, name, breaker)
                 except (Unavailable, psycopg.Error):  # the database comes back by itself, and so does the claim
+                    busy = False
+                except Exception as error:  # noqa: BLE001  # a thread that is gone would be missed by nobody
+                    logger.warning("webhooks: %s for receiver %s; it goes on", type(error).__name__, name)
                     busy = False
                 if not busy:
                     self._ending.wait(self.given.poll_s)
