@@ -50,7 +50,7 @@ def build(service: Service) -> Door:
     app = FastAPI(
         title="Reperform", version=__version__, summary="Anomalies in transactions, in real time",
         description=DESCRIPTION, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None,
-        redirect_slashes=False,
+        redirect_slashes=False, generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     app.state.service = service
     app.include_router(routes.open_router)

@@ -81,14 +81,22 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return told
 
 
-def answer(model: type[BaseModel], description: str) -> dict[int | str, dict[str, Any]]:
-    """The good answer of a route."""
+def answer(
+    model: type[BaseModel], description: str, **followed_by: Mapping[str, str]
+) -> dict[int | str, dict[str, Any]]:
+    """The good answer of a route, and which routes its members lead to."""
     content: dict[str, Any] = {"schema": {"$ref": REF.format(model=model.__name__)}}
     if (example := _example(model)) is not None:
         content["example"] = example
-    return {
-        200: {"description": description, "content": {"application/json": content}, "headers": REQUEST_ID},
-    }
+    told: dict[str, Any] = {
+        "description": description, "content": {"application/json": content}, "headers": REQUEST_ID,
+    }  # fmt: skip
+    return {200: told | ({"links": links(**followed_by)} if followed_by else {})}
+
+
+def links(**followed_by: Mapping[str, str]) -> dict[str, Any]:
+    """Operations that take members of an answer as their parameters."""
+    return {name: {"operationId": name, "parameters": dict(taken)} for name, taken in followed_by.items()}
 
 
 def _example(model: type[BaseModel]) -> Any:

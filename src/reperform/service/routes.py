@@ -20,7 +20,7 @@ from reperform.service import answers, contracts, documents, door, jobs, openapi
 from reperform.service.contracts import ID_PATTERN
 from reperform.service.detect import Call, Reasons
 from reperform.service.detect import Response as Written
-from reperform.service.openapi import answer, json_body, problems
+from reperform.service.openapi import answer, json_body, links, problems
 from reperform.service.process import Service
 from reperform.service.refusals import Refusal
 
@@ -132,7 +132,14 @@ async def _posted(request: Request, work: Callable[[bytes], Response]) -> Respon
 
 @router.post(
     "/detect-anomalies", tags=["scores"], summary="Score transactions",
-    responses={**answer(contracts.DetectAnswer, "Scores in the request's order, written down before they go."), **BODY},
+    responses={
+        **answer(
+            contracts.DetectAnswer, "Scores in the request's order, written down before they go.",
+            anomaly_score={"transaction_id": "$response.body#/answers/0/transaction_id"},
+            model_explanation={"id": "$response.body#/answers/0/transaction_id"},
+        ),
+        **BODY,
+    },
     openapi_extra=json_body(contracts.DetectRequest),
 )  # fmt: skip
 async def detect_anomalies(
@@ -205,6 +212,11 @@ def _score(request: Request, transaction_id: str, where: str) -> dict[str, Any]:
         202: {
             "description": "The job; Location says where its progress is.",
             "content": {JSON: {"schema": {"$ref": "#/components/schemas/JobAnswer"}, "example": contracts.JOB}},
+            "links": links(
+                batch_progress={"job_id": "$response.body#/job_id"},
+                batch_results={"job_id": "$response.body#/job_id"},
+                batch_quarantine={"job_id": "$response.body#/job_id"},
+            ),
         },
         **problems(400, 408, 413, 415, 422),
     },
