@@ -128,7 +128,7 @@ def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service_project(trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the trained project, as the current folder; what is changed in it concerns nobody else."""
     folder = tmp_path / "project"
-    shutil.copytree(trained_project, folder)
+    shutil.copytree(trained_project, folder, ignore=shutil.ignore_patterns(".cache"))  # what other tests brought
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder

@@ -1,7 +1,7 @@
 """Gradient-boosted trees on labels. The only module that imports XGBoost."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from scipy.special import logsumexp, softmax
 
 from reperform import tables
 from reperform.detectors.base import THREADS, Detector, FloatArray, FloatMatrix, GroupArray, LabelArray, over_rows
-from reperform.errors import ReperformError
+from reperform.errors import ReperformError, nearest
 
 MODEL_FILE = "booster.ubj"
 BINARY, TYPOLOGIES = "binary", "typologies"
@@ -43,6 +43,8 @@ class BoostingDetector(Detector):
         parallel_trees: trees grown in each round, each on its own draw of rows and columns, and averaged.
         classes: `binary`, or `typologies`: normal and each typology are classes of their own, so that it says of which
             kind an anomaly would be.
+        only: columns that it reads, out of the model inputs; none named = all of them.
+        spark_master: of the Spark cluster that grows the trees, as Spark writes it; empty = this machine.
         features: names of the columns.
         seed: of the draws.
 
@@ -78,6 +80,8 @@ class BoostingDetector(Detector):
         max_bin: int = 4096,
         parallel_trees: int = 1,
         classes: str = BINARY,
+        only: Sequence[str] = (),
+        spark_master: str = "",
         features: tuple[str, ...] = (),
         seed: int = 0,
     ) -> None:
@@ -93,8 +97,30 @@ class BoostingDetector(Detector):
         self.max_bin = max_bin
         self.parallel_trees = parallel_trees
         self.classes = classes
+        self.only = only
+        self.spark_master = spark_master
         self.features = features
         self.seed = seed
+
+    @classmethod
+    def columns(cls, parameters: Mapping[str, Any], model_inputs: Sequence[str], every: Sequence[str]) -> list[str]:
+        """The model inputs, or those that `only` names, in their own order.
+
+        Raises:
+            ReperformError: for a name that is no model input, naming the nearest.
+        """
+        del every
+        only = parameters.get("only") or ()
+        for name in only:
+            if name not in model_inputs:
+                raise ReperformError(
+                    f"XGBoost cannot read {name!r}: it is no model input.",
+                    expected="names of columns that data/featurize/dictionary.json marks as model inputs",
+                    got=name,
+                    where="conf/model/xgboost.yaml:only",
+                    fix=f"{nearest(name, model_inputs)}, or remove it; then run `make params`",
+                )
+        return [name for name in model_inputs if not only or name in only]
 
     def _fit(self, x: FloatMatrix, y: LabelArray, groups: GroupArray | None, weight: FloatArray | None) -> None:
         del groups
@@ -104,8 +130,15 @@ class BoostingDetector(Detector):
             rounds = 0
             self.notes_.append("labels of one kind only: every row gets the same score")
         target, self.typologies_ = self._target(y)
-        data = xgboost.DMatrix(x, target, weight=weight, feature_names=list(self.features) or None, nthread=THREADS)
-        self.booster_ = xgboost.train(self._settings(), data, rounds)
+        names = list(self.features)
+        if self.spark_master and rounds:
+            from reperform.detectors import boosting_spark as on_spark  # noqa: PLC0415  # needs the extra [spark]
+
+            given = {"rounds": rounds, "settings": self._settings(), "features": names, "master": self.spark_master}
+            self.booster_ = on_spark.trained(x, target, weight, **given)
+        else:
+            data = xgboost.DMatrix(x, target, weight=weight, feature_names=names or None, nthread=THREADS)
+            self.booster_ = xgboost.train(self._settings(), data, rounds)
         if self.typologies_:
             self.booster_.set_attr(**{NAMES: json.dumps(self.typologies_)})
         self._ready()
@@ -172,8 +205,8 @@ class BoostingDetector(Detector):
 
         Source: Lundberg et al. (2020), conditioned on the paths that training rows took.
         """
-        data = _library().DMatrix(self._checked(x), feature_names=list(self.features) or None, nthread=1)
-        return np.asarray(self.on_one_thread_.predict(data, pred_contribs=True), np.float64)
+        data = _library().DMatrix(self._checked(x), nthread=1)
+        return np.asarray(self.on_one_thread_.predict(data, pred_contribs=True, validate_features=False), np.float64)
 
     def typology_probabilities(self, x: FloatMatrix) -> dict[str, FloatArray]:
         """For each typology that was learned, the probability that a row is an anomaly of this kind: shape (n,).

@@ -94,6 +94,12 @@ class Bundle:
         """How many earlier rows of its account a row's score may depend on."""
         return max((one.detector.context_rows for one in self.members if one.reads_sequences), default=0)
 
+    @property
+    def sequence_columns(self) -> I64:
+        """Positions of the features that such scores read of earlier rows, rising."""
+        columns = [one.columns for one in self.members if one.reads_sequences]
+        return np.unique(np.concatenate(columns)) if columns else np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True)
 class Base:

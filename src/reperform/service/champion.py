@@ -25,7 +25,6 @@ from reperform.params import ServeParams
 from reperform.service import bundle, journal
 from reperform.service.bundle import Base, Bundle
 from reperform.service.database import Connection, Database
-from reperform.service.history import fingerprint
 from reperform.service.refusals import Refusal
 from reperform.service.scoring import Scorer
 
@@ -326,8 +325,7 @@ class Champions:
         self._bundles[version] = found
         base = Base(found.folder, found.split.test_start if self.serve.history_until == "test_start" else None)
         for other in others:
-            same = other.history.fingerprint == fingerprint(found, base)
-            if same and other.history.recent.depth >= found.context_rows:
+            if other.history.serves(found, base):
                 return Scorer(found, other.history)
         scorer = Scorer(found, base)
         self._catch_up(scorer)

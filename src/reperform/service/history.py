@@ -6,8 +6,9 @@ Models whose features and histories are the same share one of these, so that eac
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,9 +20,7 @@ from reperform.featurize.kernels import F64, I64
 from reperform.service.bundle import Base, Bundle
 from reperform.service.journal import Event
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Key = tuple[int, int, str]
@@ -35,7 +34,7 @@ class Newest:
 
     Args:
         keys: known_at and booked_at in microseconds, transaction_id.
-        vectors: features, float32, shape (len(keys), features).
+        vectors: of features, float32, shape (len(keys), width).
     """
 
     keys: list[Key]
@@ -47,7 +46,7 @@ class Sequences:
     """New rows behind those of their accounts that arrived before, each account in order of arrival.
 
     Args:
-        x: shape (m, features).
+        x: shape (m, width), the features that sequences are made of.
         groups: shape (m,), a number for each account.
         wanted: shape (m,), the new rows.
         place: shape (new rows,), where each of them stood among the rows given.
@@ -86,7 +85,7 @@ class Recent:
         Args:
             accounts: of each row.
             keys: of each row.
-            x: features, shape (n, features).
+            x: features, shape (n, width).
         """
         if not self.depth:
             return None
@@ -105,18 +104,29 @@ class Recent:
     def _merged(self, account: str, mine: list[int], keys: Sequence[Key], x: F32) -> tuple[F32, Bools]:
         old = self._of.get(account) or Newest([], self._nothing)
         new_keys = [keys[at] for at in mine]
+        if old.keys and old.keys[-1] >= new_keys[0]:
+            return self._told_late(account, old, new_keys, x[mine])
+        context = min(len(old.keys), self.depth)
+        vectors = np.concatenate([old.vectors[len(old.keys) - context :], x[mine]])
+        kept = vectors if context == len(old.keys) else np.concatenate([old.vectors, x[mine]])
+        self._of[account] = self._newest(old.keys + new_keys, kept)
+        return vectors, np.repeat([False, True], [context, len(mine)])
+
+    def _told_late(self, account: str, old: Newest, new_keys: list[Key], x: F32) -> tuple[F32, Bools]:
+        """Rows that arrived before others that are known already, or are scored once more."""
         known = set(new_keys)
-        if any(key in known for key in old.keys):  # scored once more
-            kept = [at for at, key in enumerate(old.keys) if key not in known]
-            old = Newest([old.keys[at] for at in kept], old.vectors[kept])
-        every = old.keys + new_keys
-        vectors = np.concatenate([old.vectors, x[mine]])
-        wanted = np.repeat([False, True], [len(old.keys), len(mine)])
-        if old.keys and old.keys[-1] > new_keys[0]:  # something arrived earlier, and is told only now
-            order = sorted(range(len(every)), key=every.__getitem__)
-            every, vectors, wanted = [every[at] for at in order], vectors[order], wanted[order]
-        self._of[account] = Newest(every[-self._most :], vectors[-self._most :].copy())
+        kept = [at for at, key in enumerate(old.keys) if key not in known]
+        every = [old.keys[at] for at in kept] + new_keys
+        order = sorted(range(len(every)), key=every.__getitem__)
+        vectors = np.concatenate([old.vectors[kept], x])[order]
+        wanted = np.repeat([False, True], [len(kept), len(new_keys)])[order]
+        self._of[account] = self._newest([every[at] for at in order], vectors)
         return vectors, wanted
+
+    def _newest(self, keys: list[Key], vectors: F32) -> Newest:
+        if len(keys) <= self._most:
+            return Newest(keys, vectors)
+        return Newest(keys[-self._most :], vectors[-self._most :].copy())  # a view would hold all of it
 
     @property
     def bytes(self) -> int:
@@ -164,9 +174,10 @@ class History:
         )  # fmt: skip
         self.accounts: dict[str, str] = dict(accounts.select("account_id", "entity_id").iter_rows())
         """Institution of each account."""
-        self.known_until: datetime | None = rows["known_at"].max()  # type: ignore[assignment]  # a time
-        """Newest known_at of all rows."""
-        self.recent = Recent(bundle.context_rows, len(self.names))
+        self._known_until_us = max((key[0] for key in keys_of(rows)), default=None)
+        self.columns = bundle.sequence_columns
+        """Positions of the features that sequences are made of."""
+        self.recent = Recent(bundle.context_rows, len(self.columns))
         self._labels: dict[str, tuple[bool, datetime]] = {}
         self._last: Computed | None = None
         self._remember(base, rows)
@@ -175,8 +186,21 @@ class History:
         if not self.recent.depth:
             return
         chosen = self.recent.chosen(rows)
-        newest = rows[chosen]
-        self.recent.add(newest["account_id"].to_list(), keys_of(newest), base.vectors(rows, chosen, self.names))
+        newest, names = rows[chosen], [self.names[column] for column in self.columns]
+        self.recent.add(newest["account_id"].to_list(), keys_of(newest), base.vectors(rows, chosen, names))
+
+    def serves(self, bundle: Bundle, base: Base) -> bool:
+        """Whether another version can look back on this history."""
+        return (
+            self.fingerprint == fingerprint(bundle, base)
+            and self.recent.depth >= bundle.context_rows
+            and bool(np.isin(bundle.sequence_columns, self.columns).all())
+        )
+
+    @property
+    def known_until(self) -> datetime | None:
+        """Newest known_at of all rows."""
+        return None if self._known_until_us is None else EPOCH + timedelta(microseconds=self._known_until_us)
 
     def holds(self, ids: Sequence[str]) -> set[str]:
         """Which of these transactions are known already."""
@@ -211,7 +235,7 @@ class History:
             self._enter(rows, slots, np.concatenate([values for values in given if values is not None]))
         else:
             self._compute(rows, slots)
-        self._see(rows)
+        self._see(keys_of(rows))
 
     def _unknown(self, event: Event) -> tuple[pl.DataFrame, F64 | None]:
         """Rows of an event that are not known yet, and their features if these are of our kind."""
@@ -233,7 +257,8 @@ class History:
         if self.recent.depth:
             chosen = self.recent.chosen(rows)
             newest = rows[chosen]
-            self.recent.add(newest["account_id"].to_list(), keys_of(newest), values[chosen].astype(np.float32))
+            vectors = values[np.ix_(chosen, self.columns)].astype(np.float32)
+            self.recent.add(newest["account_id"].to_list(), keys_of(newest), vectors)
 
     def _compute(self, rows: pl.DataFrame, slots: I64) -> None:
         """Of rows that a model with other features scored, what sequences will ask for; the state asks when it must."""
@@ -243,16 +268,16 @@ class History:
         for start in range(0, len(chosen), ROWS_AT_ONCE):
             part = chosen[start : start + ROWS_AT_ONCE]
             some = rows[part]
-            values = self._matrix(slots[part])
-            self.recent.add(some["account_id"].to_list(), keys_of(some), values.astype(np.float32))
+            vectors = self._matrix(slots[part])[:, self.columns].astype(np.float32)
+            self.recent.add(some["account_id"].to_list(), keys_of(some), vectors)
 
     def _matrix(self, slots: I64) -> F64:
         made = self.state.values(slots)
         return np.stack([made[name] for name in self.names], axis=1)
 
-    def _see(self, rows: pl.DataFrame) -> None:
-        newest: Any = rows["known_at"].max()
-        self.known_until = newest if self.known_until is None else max(self.known_until, newest)
+    def _see(self, keys: Sequence[Key]) -> None:
+        newest = max(key[0] for key in keys)
+        self._known_until_us = newest if self._known_until_us is None else max(self._known_until_us, newest)
 
     def _take_labels(self, labels: pl.DataFrame) -> None:
         """A label that says what is known already would only make KPIs forget what they have computed."""
@@ -289,8 +314,9 @@ class History:
         values = self._matrix(slots)
         x = values.astype(np.float32)
         computed = time.perf_counter()
-        sequences = self.recent.add(rows["account_id"].to_list(), keys_of(rows), x)
-        self._see(rows)
+        keys = keys_of(rows)
+        sequences = self.recent.add(rows["account_id"].to_list(), keys, x[:, self.columns])
+        self._see(keys)
         done = time.perf_counter()
         seconds = {"history": added - began + done - computed, "features": computed - added}
         self._last = Computed(ids, values, x, sequences, seconds)
@@ -299,7 +325,12 @@ class History:
     def packed(self, found: Computed) -> pl.DataFrame:
         """Features as other processes take them: a column of numbers and one that says whose they are."""
         values = pl.Series("values", found.values, dtype=pl.Array(pl.Float64, len(self.names)))
-        return pl.DataFrame([pl.Series("fingerprint", [self.fingerprint]).new_from_index(0, len(found.ids)), values])
+        return pl.DataFrame([repeated("fingerprint", self.fingerprint, len(found.ids)), values])
+
+
+def repeated(name: str, value: Any, n: int) -> pl.Series:
+    """A column that says the same in every row."""
+    return pl.Series(name, [value]).new_from_index(0, n)
 
 
 def fingerprint(bundle: Bundle, base: Base) -> str:
@@ -309,14 +340,9 @@ def fingerprint(bundle: Bundle, base: Base) -> str:
 
 def keys_of(rows: pl.DataFrame) -> list[Key]:
     """What orders rows by arrival."""
-    return list(
-        zip(
-            rows["known_at"].to_physical().to_list(),
-            rows["booked_at"].to_physical().to_list(),
-            rows["transaction_id"].to_list(),
-            strict=True,
-        )
-    )
+    names = ("known_at", "booked_at")
+    known, booked = (rows[name].to_numpy().astype("datetime64[us]").view(np.int64).tolist() for name in names)
+    return list(zip(known, booked, rows["transaction_id"].to_list(), strict=True))
 
 
 def _needed(bundle: Bundle) -> list[str]:

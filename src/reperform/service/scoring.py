@@ -14,7 +14,7 @@ from reperform import ensemble
 from reperform.detectors.boosting import BoostingDetector
 from reperform.featurize.kernels import F64, I64
 from reperform.service.bundle import Base, Bundle, Member
-from reperform.service.history import Computed, History
+from reperform.service.history import Computed, History, repeated
 from reperform.service.journal import Event
 
 Reasons = Literal["all", "alerts", "none"]
@@ -53,6 +53,7 @@ class Scorer:
         self.history = history if isinstance(history, History) else History(bundle, history)
         self._names = self.history.names
         self._explained = next((one for one in bundle.members if one.name == bundle.explained), None)
+        self._within = {one.name: _within(one, self.history.columns) for one in bundle.members if one.reads_sequences}
         self._words = [_words(name, bundle.dictionary[name], bundle.explained) for name in self._names]
 
     @property
@@ -114,16 +115,17 @@ class Scorer:
         scored = time.perf_counter()
         told = self._reasons(found, added, is_alert, reasons, n_reasons)
         explained = time.perf_counter()
-        n = rows.height
-        answers = rows.select(ABOUT).with_columns(
+        given = [
             pl.Series("score", score),
-            pl.Series("probability", [None] * n if probability is None else probability, pl.Float64),
+            pl.Series("probability", [None] * len(score) if probability is None else probability, pl.Float64),
             pl.Series("is_alert", is_alert),
             pl.Series("members", self._members(added), pl.String),
             pl.Series("reasons", told, pl.String),
-            pl.lit(self.version, pl.Int64).alias("model_version"),
-            pl.lit(self.data_version).alias("data_version"),
-        )
+            repeated("model_version", self.version, len(score)),
+            repeated("data_version", self.data_version, len(score)),
+        ]
+        # From whole columns: for one row, expressions take more time than all models.
+        answers = pl.DataFrame([*(rows.get_column(name) for name in ABOUT), *given])
         features = self.history.packed(found)
         written = time.perf_counter()
         seconds = {**found.seconds, "models": scored - began + written - explained, "explanation": explained - scored}
@@ -131,7 +133,17 @@ class Scorer:
 
     def member_scores(self, found: Computed) -> dict[str, F64]:
         """Each member's own score of rows."""
-        return {one.name: _score(one, found) for one in self.bundle.members}
+        return {one.name: self._score(one, found) for one in self.bundle.members}
+
+    def _score(self, one: Member, found: Computed) -> F64:
+        beside = found.sequences
+        if not one.reads_sequences or beside is None:
+            return one.detector.score(found.x[:, one.columns])
+        within = self._within[one.name]
+        x = beside.x if within is None else beside.x[:, within]
+        scores = np.empty(len(found.ids))
+        scores[beside.place] = one.detector.score(x, groups=beside.groups, wanted=beside.wanted)
+        return scores
 
     def contributions(self, scores: Mapping[str, F64]) -> dict[str, F64]:
         """What each member adds to the score; with the intercept they sum to it."""
@@ -149,19 +161,19 @@ class Scorer:
         chosen = np.flatnonzero(np.full(len(is_alert), reasons == "all") | (is_alert & (reasons == "alerts")))
         if len(chosen):
             one = self._explained
-            lines = self._by_member(added, chosen) if one is None else self._by_feature(found, one, chosen)
+            lines = self._by_member(added, chosen) if one is None else self._by_feature(found, one, chosen, n_reasons)
             for row, line in zip(chosen.tolist(), lines, strict=True):
                 told[row] = json.dumps(line[:n_reasons], ensure_ascii=False)
         return told
 
-    def _by_feature(self, found: Computed, one: Member, chosen: I64) -> list[list[dict[str, Any]]]:
+    def _by_feature(self, found: Computed, one: Member, chosen: I64, most: int) -> list[list[dict[str, Any]]]:
         """Exact SHAP values of the explained member, largest first."""
         assert isinstance(one.detector, BoostingDetector)  # `bundle` explains no other
         shap = one.detector.contributions(found.x[chosen][:, one.columns])[:, :-1]
         order = np.argsort(-np.abs(shap), axis=1, kind="stable")
         told = []
         for row, by_size, values in zip(chosen.tolist(), order, shap, strict=True):
-            largest = [at for at in by_size[: len(self._names)].tolist() if values[at] != 0]
+            largest = [at for at in by_size[:most].tolist() if values[at] != 0]
             columns = [int(one.columns[at]) for at in largest]
             told.append(
                 [
@@ -184,13 +196,9 @@ class Scorer:
         return told
 
 
-def _score(one: Member, found: Computed) -> F64:
-    if not one.reads_sequences or found.sequences is None:
-        return one.detector.score(found.x[:, one.columns])
-    beside = found.sequences
-    scores = np.empty(len(found.ids))
-    scores[beside.place] = one.detector.score(beside.x[:, one.columns], groups=beside.groups, wanted=beside.wanted)
-    return scores
+def _within(one: Member, columns: I64) -> I64 | None:
+    """Where a member's features are among those that sequences are made of; None where they are all of these."""
+    return None if np.array_equal(one.columns, columns) else np.searchsorted(columns, one.columns)
 
 
 def _words(name: str, entry: Mapping[str, Any], detector: str | None) -> dict[str, Any]:
