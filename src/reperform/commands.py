@@ -70,6 +70,8 @@ def add_commands(sub: Any) -> None:
     one.set_defaults(call=_kpi_value)
     one = sub.add_parser("kpi-docs", help="write docs/kpis.md from the declarations of all KPIs")
     one.set_defaults(call=_kpi_docs)
+    one = sub.add_parser("api-docs", help="write docs/api.md from the OpenAPI document of the scoring service")
+    one.set_defaults(call=_api_docs)
     one = sub.add_parser("defects", help="plant what feeds get wrong, and report which kinds ingest and validate catch")
     one.add_argument("--seed", type=int, default=1, help="of the small world and of the defects (default: 1)")
     one.add_argument("--keep", default=None, metavar="DIR", help="keep the spoiled files and what was made of them")
@@ -199,6 +201,12 @@ def _kpi_docs(_: argparse.Namespace) -> int:
     from reperform import kpi_docs  # noqa: PLC0415  # pulls in the KPIs
 
     return kpi_docs.main(paths.project_root() / "docs")
+
+
+def _api_docs(_: argparse.Namespace) -> int:
+    from reperform.service import api_docs  # noqa: PLC0415  # pulls in FastAPI
+
+    return api_docs.main(paths.project_root() / "docs")
 
 
 def _defects(arguments: argparse.Namespace) -> int:
