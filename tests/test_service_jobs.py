@@ -18,10 +18,13 @@ import polars as pl
 import pytest
 from psycopg import conninfo
 
+from reperform import params
 from reperform.errors import ReperformError
-from reperform.params import JobsParams
-from reperform.service import job_files, jobs
+from reperform.params import IngestParams, JobsParams, ServeParams, SplitParams, ValidateParams
+from reperform.service import exchange, job_files, jobs
+from reperform.service.champion import Champions
 from reperform.service.database import Database
+from reperform.service.detect import Desk
 from reperform.service.refusals import Refusal
 from tests.conftest import ROOT
 from tests.service_desk import POISON, runner_of, sections
@@ -471,3 +474,41 @@ def test_a_reader_that_loses_a_record_is_found_out(monkeypatch: pytest.MonkeyPat
         job_files.read(
             tmp_path / "f", source, "csv", job_id="0" * 64, accounts={"A1": "northbank"}, rules=RULES, limits=QUICK
         )
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("service")
+def test_with_real_models_files_of_two_institutions_get_the_scores_of_the_pipeline(
+    database: Database, service_project: Path
+) -> None:
+    """The second institution's file comes when the first one's has been scored to its end."""
+    serve = ServeParams(history_until="test_start")
+    champions = Champions(database, serve)
+    champions.start()
+    given = params.load(IngestParams)
+    desk = Desk(database, champions, serve, exchange.load(given))
+    runner = jobs.Runner(database, desk, JobsParams(chunk_rows=200), given, params.load(ValidateParams))
+    month = f"{params.load(SplitParams).test_from:%Y-%m}"
+    offline = pl.read_parquet("data/ensemble/scores.parquet").select("transaction_id", offline="score")
+    late = 0
+    for name in ("northbank", "lakeside"):
+        raw = Path(given.raw) / name / f"transactions-{month}.csv"
+        with database.transaction() as connection:
+            job = jobs.submit(connection, raw, name, "csv", given=given)
+        runner.run_one()
+        done = seen(database, job)
+        assert done.status == "done", done.problem
+        assert done.n_scored > 50
+        assert done.n_known > 50  # the first half of the month is the pipeline's
+        late += done.n_late
+    assert late > 50
+    online = pl.DataFrame(
+        all_of(database, "SELECT transaction_id, score FROM service.answers WHERE role = 'champion'"),
+        schema={"transaction_id": pl.String, "online": pl.Float64}, orient="row",
+    )  # fmt: skip
+    both = online.join(offline, on="transaction_id", how="inner")
+    gap = (both["online"] - both["offline"]).abs()
+    # Rows of other institutions are missing, so a few KPIs across accounts differ, and the scores made of them.
+    assert both.height > 100
+    assert gap.quantile(0.5) < 1e-9
+    assert both.select(pl.corr("online", "offline", method="spearman")).item() > 0.8
