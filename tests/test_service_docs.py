@@ -49,7 +49,8 @@ def shape(value: Any) -> Any:
         return {name: shape(one) for name, one in value.items() if name not in {"members", "errors"}}
     if isinstance(value, list):
         return [shape(one) for one in value[:1]]
-    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number or nothing" if is_number or value is None else type(value).__name__
 
 
 def commands_and_answers() -> tuple[str, list[tuple[int, Any]]]:
@@ -148,3 +149,68 @@ def test_reference_names_every_member_and_every_link_leads_somewhere() -> None:
         if line[:2] == "##"
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+
+
+# --- the runbook ---------------------------------------------------------------------------------------------------
+
+RUNBOOK = (ROOT / "docs" / "how-to" / "operate.md").read_text()
+RUN_HERE = re.compile(
+    r"^python (?:-m reperform (?:keys|database|deliveries|calls|feedback)|tools/verify\.py)\b.*$", re.MULTILINE
+)
+PREPARED = """
+from contextlib import closing
+from reperform.service import database
+with closing(database.Database()) as opened:
+    database.prepare(opened)
+"""
+RECORDED = """
+import sys
+from reperform import tracking
+for n in (1, 2):
+    tracking.record({"ensemble": {"n": n}}, {}, tracking.outputs([]))
+tracking.make_champion(tracking.version("2"), {})
+"""
+
+
+@pytest.fixture
+def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("REPERFORM_DATABASE_URL", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("conf", "tools", "dvc.yaml", "params.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "data" / "ensemble").mkdir(parents=True)
+    (tmp_path / "data" / "ensemble" / "model.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ran(project: Path, *command: str) -> str:
+    got = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, check=False)
+    assert got.returncode == 0, f"{command}: {got.stdout}{got.stderr}"
+    return got.stdout
+
+
+@pytest.mark.slow
+def test_commands_of_the_runbook_run(empty_project: Path) -> None:
+    blocks = "\n".join(text for kind, text in BLOCK.findall(RUNBOOK) if not kind)
+    found = [line.split("  # ")[0].strip() for line in RUN_HERE.findall(blocks)]
+    assert len(found) > 10
+    script = ["set -eu", f"python - <<'END'\n{PREPARED}END", "set -x"]
+    script.append("ID=$(python -m reperform keys create first | head -1 | cut -d ' ' -f 2)")
+    script += [re.sub(r"\bID\b", "$ID", line) for line in found]
+    (empty_project / "runbook.sh").write_text("\n".join(script))
+    said = ran(empty_project, sys.executable, "-m", "reperform", "database", "--", "bash", "runbook.sh")
+    assert "revoked" in said
+    assert (empty_project / "calls.jsonl").is_file()
+
+
+@pytest.mark.slow
+def test_rolling_back_moves_the_champion_and_is_written_down(empty_project: Path) -> None:
+    code = next(text for kind, text in BLOCK.findall(RUNBOOK) if kind == "python")
+    ran(empty_project, sys.executable, "-c", RECORDED)
+    ran(empty_project, sys.executable, "-c", code)
+    told = "from reperform import tracking; print(tracking.version('champion').number)"
+    assert ran(empty_project, sys.executable, "-c", told) == "1\n"
+    assert "rolled back" in ran(empty_project, sys.executable, "-m", "reperform", "log")
+    entry = json.loads((empty_project / "data" / "audit" / "log.jsonl").read_text().splitlines()[-1])
+    assert (entry["event"], entry["verdict"], entry["version"]) == ("promotion", "rolled back", 1)
