@@ -4,6 +4,7 @@
     python benchmarks/detect.py score [project]   the whole ensemble scores the test days: transactions a second
     python benchmarks/detect.py latency [project] one row that arrives, and batches of 1,000: milliseconds
     python benchmarks/detect.py bare [project]    XGBoost through our contract against the bare library call
+    python benchmarks/detect.py spark [project]   XGBoost on two executors of Spark against here: average precision
     python benchmarks/detect.py linear            one-class SVM and isolation forest, 100,000 to 1,000,000 rows
 
 A project is a folder with `params.yaml` and `data/` after `dvc repro` (default: here). Each answer is one JSON line.
@@ -19,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import xgboost
+from sklearn.metrics import average_precision_score
 
 from reperform import detectors, ensemble, params, paths, schemas, split, tables, train
 from reperform.detectors.boosting import BASE_SCORE, THREADS
-from reperform.params import EnsembleParams, SplitParams, TrainParams
+from reperform.params import EngineParams, EnsembleParams, SplitParams, TrainParams
 
 ALONE, BATCH = 1000, 1000
 FEW, MANY, COLUMNS = 100_000, 1_000_000, 30
@@ -156,6 +158,25 @@ def bare_ratio() -> dict[str, Any]:
     return {"rows": len(x), "bare_s": round(bare_s, 2), "ours_s": round(ours_s, 2), "ratio": round(ours_s / bare_s, 3)}
 
 
+def spark_against_local() -> dict[str, Any]:
+    """The final fit of the project's XGBoost, here and on Spark; both judged on the test by the labels of today."""
+    calendar, given = params.load(SplitParams), chosen("xgboost")
+    rows = train.read_rows("xgboost", given, params.load(TrainParams).exclude_features)
+    labels = schemas.checked(tables.read_table("validate", "labels"), schemas.LABELS)
+    positive = rows.keys["transaction_id"].is_in(labels.filter("is_anomaly")["transaction_id"].implode()).to_numpy()
+    wanted, final = rows.between(calendar.test_start, calendar.test_end), split.fits(calendar)[1]
+    out: dict[str, Any] = {}
+    for name, master in (("local", ""), ("spark", EngineParams().master)):
+        start = time.perf_counter()
+        one = train.fitted(
+            "xgboost", given | {"spark_master": master}, rows, labels,
+            fit=final, maturity_days=calendar.label_maturity_days, seed=7,
+        ).detector  # fmt: skip
+        precision = average_precision_score(positive[wanted], one.score(rows.x[wanted]))
+        out[name] = {"seconds": round(time.perf_counter() - start, 1), "average_precision": round(precision, 4)}
+    return out | {"difference": round(out["spark"]["average_precision"] - out["local"]["average_precision"], 4)}
+
+
 def linearity() -> dict[str, Any]:
     """Seconds of fit and score at both sizes; 10 times the rows should take no more than 10 times as long."""
     out: dict[str, Any] = {}
@@ -175,7 +196,14 @@ def linearity() -> dict[str, Any]:
 def main(what: str, project: str = ".") -> None:
     """Run one benchmark and print its answer."""
     os.chdir(Path(project))
-    work = {"train": train_all, "score": score_all, "latency": latency, "bare": bare_ratio, "linear": linearity}[what]
+    work = {
+        "train": train_all,
+        "score": score_all,
+        "latency": latency,
+        "bare": bare_ratio,
+        "spark": spark_against_local,
+        "linear": linearity,
+    }[what]
     print(json.dumps({what: work(), "load": round(os.getloadavg()[0], 1)}))
 
 

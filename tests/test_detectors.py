@@ -1,5 +1,6 @@
 """One contract for all detectors."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from sklearn.base import clone
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import SGDOneClassSVM
+from sklearn.metrics import average_precision_score
 
 from reperform import detectors, params
 from reperform.detectors import Detector, inputs, kernels, trees
@@ -375,6 +377,47 @@ class TestBoosting:
         one = detectors.build("xgboost", SMALL["xgboost"], features=FEATURES).fit(x, np.zeros_like(y))
         assert set(one.score(x).tolist()) == {0.0}
         assert "one kind only" in one.facts()["notes"][0]
+
+
+class TestSpark:
+    MASTER = "local-cluster[2,1,1024]"
+
+    def test_exact_trees_are_refused(self) -> None:
+        x, y, _ = world()
+        given_ = {"spark_master": self.MASTER, "tree_method": "exact"}
+        with pytest.raises(ReperformError, match=r"one machine only[\s\S]*hist"):
+            detectors.build("xgboost", given_, features=FEATURES).fit(x, y)
+
+    def test_without_java_spark_says_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.delenv("JAVA_HOME", raising=False)
+        x, y, _ = world()
+        with pytest.raises(ReperformError, match=r"Java 17|pyspark"):
+            detectors.build("xgboost", {"spark_master": self.MASTER}, features=FEATURES).fit(x, y)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("classes", ["binary", "typologies"])
+    def test_two_executors_train_trees_that_rank_alike(self, classes: str, tmp_path: Path) -> None:
+        pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'reperform[spark]'")
+        if shutil.which("java") is None:
+            pytest.skip("there is no Java")
+        rng = np.random.default_rng(4)
+        x = rng.normal(size=(6000, 4)).astype(np.float32)
+        y = (rng.random(6000) < 1 / (1 + np.exp(5 - 2 * x[:, 0] - np.abs(x[:, 1])))).astype(np.int8)
+        x[rng.random(x.shape) < 0.05] = np.nan
+        kinds = [("high" if row % 2 else "fast") if one else None for row, one in enumerate(y)]
+        given_ = {"n_estimators": 30, "max_depth": 3, "classes": classes}
+        one = detectors.build("xgboost", given_, features=FEATURES, seed=1)
+        one.fit(x[:4000], y[:4000], typologies=kinds[:4000])
+        two = detectors.build("xgboost", given_ | {"spark_master": self.MASTER}, features=FEATURES, seed=1)
+        two.fit(x[:4000], y[:4000], typologies=kinds[:4000])
+        ap = [average_precision_score(y[4000:], each.score(x[4000:])) for each in (one, two)]
+        assert ap[0] > 0.3
+        assert abs(ap[0] - ap[1]) <= 0.01
+        detectors.save(two, tmp_path)
+        again = detectors.load(tmp_path)
+        assert np.array_equal(again.score(x), two.score(x))
+        assert two.booster_.feature_names == list(FEATURES)  # type: ignore[attr-defined]
 
 
 class TestSequences:

@@ -1,14 +1,10 @@
-"""KPIs on Spark: the same functions over buckets of whole keys, on executors. The only module that imports pyspark.
+"""KPIs on Spark: the same functions over buckets of whole keys, on executors.
 
 Executors get plain data: names of KPIs, their settings and what was learned. Rows carry their number in the table, so
 that values find back to it, whatever order executors finish in.
 """
 
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +13,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from reperform.errors import ReperformError
+from reperform import spark as cluster
 from reperform.featurize import engine, outofcore
 from reperform.featurize.engine import Phase, Task
 from reperform.featurize.ledger import Ledger
 from reperform.featurize.outofcore import BUCKET, ROW, Source, Store
 from reperform.params import EngineParams, FeaturizeParams
-
-LEAST_JAVA = "Java 17 or newer"
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ def run(
     if not source.rows:
         return outofcore.run(source, todo, how, folder)
     _write_rows(source, store, folder / "rows")
-    with session(how) as spark:
+    with cluster.session(how.master, executor_memory=how.executor_memory) as spark:
         made: dict[str, Path] = {}
         for phase in engine.phases(todo):
             target = folder / f"phase-{phase.tasks[0].kpi.name}"
@@ -78,51 +72,6 @@ def run(
             made |= dict.fromkeys(phase.names, target)
             _keep(store, target, phase)
     return store
-
-
-@contextmanager
-def session(how: EngineParams) -> Iterator[Any]:
-    """A Spark session that listens on the loopback interface alone.
-
-    Raises:
-        ReperformError: without pyspark or Java.
-    """
-    try:
-        import pyspark  # noqa: PLC0415  # an extra
-        from pyspark.sql import SparkSession  # noqa: PLC0415
-    except ImportError as error:
-        raise _lacking("pyspark", "pip install 'reperform[spark]'") from error
-    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-        raise _lacking(LEAST_JAVA, "install a Java runtime, or set JAVA_HOME")
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    os.environ.setdefault("SPARK_HOME", str(Path(pyspark.__file__).parent))
-    options = {
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.executor.memory": how.executor_memory,
-        "spark.executorEnv.POLARS_MAX_THREADS": "1",
-        "spark.executorEnv.PYTHONHASHSEED": "0",
-        "spark.executorEnv.PYTHONPATH": str(Path(__file__).parents[2]),
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.shuffle.partitions": "4",
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-    }
-    builder = SparkSession.builder.master(how.master).appName("reperform featurize")
-    for name, value in options.items():
-        builder = builder.config(name, value)
-    spark = builder.getOrCreate()
-    try:
-        yield spark
-    finally:
-        spark.stop()
-
-
-def _lacking(what: str, fix: str) -> ReperformError:
-    return ReperformError(
-        "Spark cannot be started.", expected=what, got="none", where="engine.name: spark", fix=f"{fix}; or engine=local"
-    )
 
 
 def _write_rows(source: Source, store: Store, folder: Path) -> None:
