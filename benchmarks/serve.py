@@ -239,13 +239,14 @@ def filled_up(past: pl.DataFrame, coming: pl.DataFrame, until: datetime) -> tupl
         The coming rows before `until` with those added, in order; the accounts.
     """
     before = coming.filter(pl.col("known_at") < until)
-    counts = pl.concat([past, before]).group_by("account_id").len().sort("len", "account_id", descending=True)
+    all_rows = pl.concat([past, before])
+    counts = all_rows.group_by("account_id").len().sort("len", "account_id", descending=True)
     chosen = counts["account_id"].head(ACCOUNTS).to_list()
     added, rng = [before], np.random.default_rng(0)
     start = coming["known_at"].min()
     for account in chosen:
-        own = past.filter(pl.col("account_id") == account)
-        missing = PAST_ROWS - int(counts.filter(pl.col("account_id") == account)["len"][0])
+        own = all_rows.filter(pl.col("account_id") == account)
+        missing = max(0, PAST_ROWS - own.height)
         places = np.sort(rng.random(missing)) * (until - start).total_seconds()
         at = pl.Series("at", [start + timedelta(seconds=float(one)) for one in places], own.schema["known_at"])
         copies = own[rng.integers(0, own.height, missing).tolist()]
@@ -392,7 +393,7 @@ def _in_order(rows: pl.DataFrame, labels: pl.DataFrame) -> Iterator[tuple[str, p
     known, confirmed = rows["known_at"].to_numpy(), labels["confirmed_at"].to_numpy()
     cuts = np.searchsorted(known, confirmed, side="left")  # rows before each label
     done = 0
-    for cut in [*np.unique(cuts).tolist(), rows.height]:
+    for cut in sorted({*cuts.tolist(), rows.height}):
         for at in range(done, cut, BATCH):
             yield "transactions", rows[at : min(cut, at + BATCH)]
         done = cut
