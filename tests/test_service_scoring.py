@@ -257,6 +257,18 @@ def test_a_row_that_comes_twice_is_taken_in_once(here: Path) -> None:
     assert second["score"].to_list() == of_pipeline("ensemble", second)["score"].to_list()
 
 
+def test_warming_up_changes_no_answer(here: Path) -> None:
+    del here
+    found, base = begun()
+    cold, warm = Scorer(found, base), Scorer(found, base)
+    size = len(warm.history.state.table)
+    warm.warm_up()
+    assert len(warm.history.state.table) == size
+    account = warm.history.newest()["account_id"].item()
+    rows = stream(base)[0].head(30).with_columns(account_id=pl.lit(account))
+    assert cold.score(rows).answers.equals(warm.score(rows).answers)
+
+
 def test_two_versions_with_the_same_features_share_one_history(here: Path) -> None:
     del here
     found, base = begun()

@@ -329,6 +329,7 @@ class Champions:
                 return Scorer(found, other.history)
         scorer = Scorer(found, base)
         self._catch_up(scorer)
+        scorer.warm_up()
         self._say("version-loaded", version=version, seconds=round(time.monotonic() - began, 2))
         return scorer
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from reperform import schemas
 from reperform.featurize import engine, incremental
+from reperform.featurize.incremental.rows import SCHEMA
 from reperform.featurize.kernels import F64, I64
 from reperform.service.bundle import Base, Bundle
 from reperform.service.journal import Event
@@ -298,6 +299,11 @@ class History:
             self.accounts |= dict(new.select("account_id", "entity_id").iter_rows())
 
     # What is to be scored
+
+    def newest(self) -> pl.DataFrame:
+        """The row that was taken in last, as `schemas.TRANSACTIONS`; no row where none is known."""
+        table = self.state.table
+        return table.frame(np.arange(max(len(table), 1), len(table) + 1), tuple(SCHEMA))
 
     def computed(self, rows: pl.DataFrame) -> Computed:
         """Take in rows, and give their features.

@@ -131,6 +131,12 @@ class Scorer:
         seconds = {**found.seconds, "models": scored - began + written - explained, "explanation": explained - scored}
         return Scored(answers, features, seconds)
 
+    def warm_up(self) -> None:
+        """Score the newest row once more, so that the first request need not wait for what is loaded on first use."""
+        row = self.history.newest()
+        if row.height:
+            self.score(row, reasons="all")
+
     def member_scores(self, found: Computed) -> dict[str, F64]:
         """Each member's own score of rows."""
         return {one.name: self._score(one, found) for one in self.bundle.members}
