@@ -104,7 +104,7 @@ def _body(content: Schema) -> list[str]:
 def _answers(responses: Schema) -> list[str]:
     rows, examples = [], []
     for status, said in sorted(responses.items()):
-        content = next(iter(said.get("content", {}).values()), {})
+        content: Schema = next(iter(said.get("content", {}).values()), {})
         rows.append((status, said["description"], _kind(content.get("schema", {}))))
         if status.startswith("2"):
             examples += _example(content.get("example"))
