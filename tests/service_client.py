@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import count
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -15,10 +13,9 @@ from reperform.params import ServeParams
 from reperform.service import app, keys
 from reperform.service.database import Database
 from reperform.service.process import Service
-from tests.service_fakes import RATES, FakeChampions
+from tests.service_fakes import PATH, RATES, FakeChampions, transaction
 
-_NUMBERS = count()
-PATH = "/api/v1/detect-anomalies"
+__all__ = ["PATH", "Client", "running", "transaction"]
 
 
 @dataclass
@@ -48,15 +45,6 @@ class Client:
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self.service.database.transaction() as connection:
             return connection.execute(statement.encode(), list(values)).fetchall()
-
-
-def transaction(**changed: Any) -> dict[str, Any]:
-    """A good transaction with an id of its own."""
-    plain = {
-        "transaction_id": f"t-{next(_NUMBERS)}", "booked_at": datetime.now(UTC).isoformat(), "account_id": "acc-1",
-        "direction": "out", "amount": 10.0, "currency": "EUR",
-    }  # fmt: skip
-    return plain | changed
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,17 @@ ACCOUNTS = {"acc-1": "northbank", "acc-2": "northbank", "acc-3": "lakeside"}
 BEGAN = datetime(2025, 1, 1, tzinfo=UTC)
 RATES = Rates("EUR", {"USD": [BEGAN]}, {"USD": [0.9]})
 ALERT_FROM = 1000.0  # amount
+PATH = "/api/v1/detect-anomalies"
+_NUMBERS = count()
+
+
+def transaction(**changed: Any) -> dict[str, Any]:
+    """A good transaction with an id of its own."""
+    plain = {
+        "transaction_id": f"t-{next(_NUMBERS)}", "booked_at": datetime.now(UTC).isoformat(), "account_id": "acc-1",
+        "direction": "out", "amount": 10.0, "currency": "EUR",
+    }  # fmt: skip
+    return plain | changed
 
 
 @dataclass(frozen=True)

@@ -321,7 +321,7 @@ def test_every_call_is_in_the_chain_with_what_was_sent(client: Client) -> None:
     assert [(one["route"], one["status"], one["n_transactions"]) for one in entries] == [
         (PATH, 200, 1),
         (PATH, 409, 0),
-        ("/api/v1/anomaly-score/{transaction_id:path}", 404, 0),
+        ("/api/v1/anomaly-score/{transaction_id}", 404, 0),
         ("/api/v1/forecast", 401, 0),
     ]
     for entry, response in zip(entries, (good, bad, read), strict=False):

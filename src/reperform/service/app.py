@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from reperform import __version__, params
+from reperform import __version__, params, paths
 from reperform.errors import ReperformError
 from reperform.params import ServeParams
 from reperform.service import door, openapi, routes
@@ -22,6 +23,9 @@ from reperform.service.door import Door
 from reperform.service.keys import KeyRefused
 from reperform.service.process import Service, tell
 from reperform.service.refusals import Refusal, together
+from reperform.service.telemetry import SHARED_FOLDER
+
+APPLICATION = "reperform.service.app:create"
 
 DESCRIPTION = (
     "Scores transactions as they come, with the features and models of the pipeline. Times are ISO 8601 with their "
@@ -151,7 +155,15 @@ LOGGING: dict[str, Any] = {
 }
 
 
-def serve(settings: ServeParams, *, host: str, port: int, workers: int, tls: tuple[str, str] | None = None) -> int:
+def serve(
+    settings: ServeParams,
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    tls: tuple[str, str] | None = None,
+    application: str = APPLICATION,
+) -> int:
     """Serve until told to end (SIGTERM, Ctrl-C); a worker that is killed is started again.
 
     Args:
@@ -160,12 +172,13 @@ def serve(settings: ServeParams, *, host: str, port: int, workers: int, tls: tup
         port: likewise.
         workers: processes.
         tls: files with certificate chain and private key, to speak HTTPS.
+        application: what each worker calls for its application.
     """
     import uvicorn  # noqa: PLC0415  # only to run
 
     cert, private = tls or (None, None)
     uvicorn.run(
-        "reperform.service.app:create", factory=True, host=host, port=port, workers=workers, log_config=LOGGING,
+        application, factory=True, host=host, port=port, workers=workers, log_config=LOGGING,
         access_log=False, server_header=False, date_header=True, proxy_headers=False, ssl_certfile=cert,
         ssl_keyfile=private, timeout_graceful_shutdown=settings.graceful_stop_s, timeout_keep_alive=30,
         timeout_worker_healthcheck=60, h11_max_incomplete_event_size=64 * 1024, ws="none", lifespan="on",
@@ -173,22 +186,22 @@ def serve(settings: ServeParams, *, host: str, port: int, workers: int, tls: tup
     return 0
 
 
-def main(host: str | None, port: int | None, workers: int | None, tls: tuple[str, str] | None) -> int:
+def main(
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    tls: tuple[str, str] | None,
+    application: str = APPLICATION,
+) -> int:
     """What `python -m reperform serve` does."""
-    import shutil  # noqa: PLC0415  # only here
-
-    from reperform import paths  # noqa: PLC0415  # only here
-    from reperform.service.telemetry import SHARED_FOLDER  # noqa: PLC0415  # only here
-
     settings = params.load(ServeParams)
     n = workers or settings.workers
     folder = paths.project_root() / ".cache" / "service" / f"metrics-{os.getpid()}"
     if n > 1:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[SHARED_FOLDER] = str(folder)
+    where = {"host": host or settings.host, "port": settings.port if port is None else port}
     try:
-        return serve(
-            settings, host=host or settings.host, port=settings.port if port is None else port, workers=n, tls=tls
-        )
+        return serve(settings, **where, workers=n, tls=tls, application=application)  # type: ignore[arg-type]
     finally:
         shutil.rmtree(folder, ignore_errors=True)

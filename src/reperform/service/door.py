@@ -166,6 +166,11 @@ def request_hash(scope: Scope) -> str:
     return str((scope["reperform"].get("hash") or _begun_hash(scope)).hexdigest())
 
 
+def route_of(scope: Scope) -> str:
+    """Template of the path, so that no id stands in it."""
+    return str(getattr(scope.get("route"), "path", UNMATCHED)).replace(":path}", "}")
+
+
 class Door:
     """An application with everything that holds for every request.
 
@@ -196,7 +201,7 @@ class Door:
         except Exception as error:  # noqa: BLE001  # whatever it was, the client gets no stack trace
             about["error"] = place_of(error)
             answer.replace(internal(), about)
-        about["route"] = getattr(scope.get("route"), "path", UNMATCHED)
+        about["route"] = route_of(scope)
         if scope["path"].startswith(API) and not about.get("is_logged"):
             await self._log_call(scope, about, answer)
         answer.finish(self._headers(scope, about))

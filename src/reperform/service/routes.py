@@ -93,7 +93,7 @@ def _call(request: Request, key_id: str, idempotency_key: str | None, reasons: R
         request_id=request.scope["reperform"]["request_id"],
         key_id=key_id,
         method=request.method,
-        route=request.scope["route"].path,
+        route=door.route_of(request.scope),
         request_sha256=door.request_hash(request.scope),
         idempotency_key=idempotency_key,
         reasons=reasons,
