@@ -4,12 +4,16 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,14 +24,24 @@ from psycopg import conninfo
 
 from reperform import params
 from reperform.errors import ReperformError
-from reperform.params import IngestParams, JobsParams, ServeParams, SplitParams, ValidateParams
-from reperform.service import exchange, job_files, jobs
+from reperform.export import server
+from reperform.params import (
+    IngestParams,
+    JobsParams,
+    ReceiverParams,
+    ServeParams,
+    SplitParams,
+    ValidateParams,
+    WebhooksParams,
+)
+from reperform.service import database as storage
+from reperform.service import exchange, job_files, jobs, webhooks
 from reperform.service.champion import Champions
-from reperform.service.database import Database
+from reperform.service.database import Database, Unavailable
 from reperform.service.detect import Desk
 from reperform.service.refusals import Refusal
 from tests.conftest import ROOT
-from tests.service_desk import POISON, runner_of, sections
+from tests.service_desk import POISON, desk_of, runner_of, sections
 from tests.test_ingest_iso20022 import balance, document, entry
 
 INGEST, RULES = sections()
@@ -512,3 +526,44 @@ def test_with_real_models_files_of_two_institutions_get_the_scores_of_the_pipeli
     assert both.height > 100
     assert gap.quantile(0.5) < 1e-9
     assert both.select(pl.corr("online", "offline", method="spearman")).item() > 0.8
+
+
+@pytest.mark.slow
+def test_after_kill_9_of_the_database_jobs_and_alerts_go_on_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Path(tempfile.mkdtemp(prefix="rp-"))
+    monkeypatch.setenv("ALERTS_SECRET", "s" * 40)
+    nobody = ReceiverParams(url="http://127.0.0.1:9/", secret_variable="ALERTS_SECRET", allow_plain=True)
+    alerts = WebhooksParams(receivers={"nobody": nobody}, attempts=1, poll_s=0.05, timeout_s=1.0, break_after=1000)
+    monkeypatch.setattr(webhooks, "CLAIM_S", 1.0)  # of messages that were under way when the database died
+    with server.embedded(home) as address, closing(Database(address)) as opened:
+        storage.prepare(opened)
+        job = submitted(opened, many(200))
+        desk = desk_of(opened, alerts, delay_s=0.05)
+        runner, dispatcher = jobs.start(opened, desk, QUICK, INGEST, RULES), webhooks.start(opened, alerts)
+        for least in (30, 110):  # twice
+            assert soon(lambda at=least: seen(opened, job).n_scored >= at)  # type: ignore[misc]  # bound now
+            os.kill(int((home / "cluster" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        assert soon(lambda: seen(opened, job).status == "done" and open_messages(opened) == 0)
+        runner.stop()
+        dispatcher.stop()
+        done = seen(opened, job)
+        assert (done.status, done.n_scored, done.n_refused) == ("done", 200, 0)
+        assert all_of(opened, "SELECT sum(n)::int FROM service.journal") == [(200,)]
+        assert all_of(opened, "SELECT count(*), count(DISTINCT transaction_id) FROM service.alerts") == [(20, 20)]
+        assert all_of(opened, "SELECT DISTINCT status FROM service.deliveries") == [("dead",)]
+    shutil.rmtree(home)
+
+
+def soon(holds: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether something comes to hold, while the database may be away."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(Unavailable):
+            if holds():
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def open_messages(database: Database) -> int:
+    return int(all_of(database, "SELECT count(*) FROM service.deliveries WHERE status = 'open'")[0][0])
