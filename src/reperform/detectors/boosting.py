@@ -134,8 +134,9 @@ class BoostingDetector(Detector):
         if self.spark_master and rounds:
             from reperform.detectors import boosting_spark as on_spark  # noqa: PLC0415  # needs the extra [spark]
 
-            given = {"rounds": rounds, "settings": self._settings(), "features": names, "master": self.spark_master}
-            self.booster_ = on_spark.trained(x, target, weight, **given)
+            self.booster_ = on_spark.trained(
+                x, target, weight, rounds=rounds, settings=self._settings(), features=names, master=self.spark_master
+            )
         else:
             data = xgboost.DMatrix(x, target, weight=weight, feature_names=names or None, nthread=THREADS)
             self.booster_ = xgboost.train(self._settings(), data, rounds)
