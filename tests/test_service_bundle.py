@@ -1,6 +1,7 @@
 """A version of the model on disk: which files it consists of, and how they come back."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,14 @@ def test_features_of_another_run_are_refused(service_project: Path) -> None:
     with pytest.raises(ReperformError, match="3 transactions without features"):
         base.features(rows, ["velocity_n_24h"])
     assert paths.project_root() == service_project
+
+
+def test_what_no_process_has_loaded_for_long_is_removed_and_comes_back_when_it_is_needed(service_project: Path) -> None:
+    version = tracking.version("champion")
+    folder = bundle.load(version).folder
+    assert bundle.tidy() == []
+    os.utime(folder, (0, 0))
+    assert bundle.tidy() == [folder.name]
+    assert not folder.exists()
+    assert bundle.load(version).folder == folder
+    assert bundle.tidy() == []

@@ -314,6 +314,7 @@ def test_a_label_that_is_told_again_changes_nothing(here: Path) -> None:
     history.take([Event(1, "labels", labels, None)])
     history.take([Event(2, "labels", labels, None)])
     history.take([Event(3, "labels", labels.head(1).with_columns(is_anomaly=~pl.col("is_anomaly")), None)])
+    history.take([Event(4, "labels", base.labels()[0], None)])  # known from the beginning
     assert told == [3, 1]
 
 

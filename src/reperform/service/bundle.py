@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from reperform.params import FeaturizeParams, SplitParams
 FORMAT = 1
 FOLDER = ".cache/service"
 DOCUMENT = "bundle.json"
+UNUSED_S = 7 * 86_400.0
 COLUMNS_AT_ONCE = 32  # of a feature table: all of them at once would take a gigabyte for a moment
 
 
@@ -213,7 +215,21 @@ def materialised(md5: str, whose: str) -> Path:
         )
     for name, digest in sorted({**document["files"], **document["history"]}.items()):
         source.bring(name, digest, folder / name)
+    os.utime(folder)
     return folder
+
+
+def tidy(unused_s: float = UNUSED_S) -> list[str]:
+    """Remove versions from `.cache/service/` that no process has loaded for so long; returns their hashes.
+
+    They are loaded again from where they came from. A process that holds one has it in memory, and its history is only
+    read again after a failed write: then a missing file is brought again, too.
+    """
+    parent = paths.project_root() / FOLDER
+    old = [one for one in sorted(parent.iterdir()) if time.time() - one.stat().st_mtime > unused_s]
+    for one in old:
+        shutil.rmtree(one, ignore_errors=True)
+    return [one.name for one in old]
 
 
 class _Source:

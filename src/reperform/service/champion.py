@@ -186,6 +186,8 @@ class Champions:
                 break
             rule = now
         self._beat()
+        with suppress(OSError):
+            bundle.tidy()
 
     def watch(self) -> None:
         """Look after new champions in the background, until `stop`."""
@@ -321,8 +323,9 @@ class Champions:
 
     def _scorer(self, version: int, others: Iterable[Scorer]) -> Scorer:
         began = time.monotonic()
-        found = self._bundles.get(version) or self._load(version)
-        self._bundles[version] = found
+        found = self._bundles.get(version)
+        if found is None or not found.folder.is_dir():
+            found = self._bundles[version] = self._load(version)
         base = Base(found.folder, found.split.test_start if self.serve.history_until == "test_start" else None)
         for other in others:
             if other.history.serves(found, base):

@@ -179,7 +179,7 @@ class History:
         self.columns = bundle.sequence_columns
         """Positions of the features that sequences are made of."""
         self.recent = Recent(bundle.context_rows, len(self.columns))
-        self._labels: dict[str, tuple[bool, datetime]] = {}
+        self._labels = _said(labels)
         self._last: Computed | None = None
         self._remember(base, rows)
 
@@ -282,12 +282,10 @@ class History:
 
     def _take_labels(self, labels: pl.DataFrame) -> None:
         """A label that says what is known already would only make KPIs forget what they have computed."""
-        rows = schemas.shaped(labels, schemas.LABELS)
-        said = zip(rows["transaction_id"], rows["is_anomaly"], rows["confirmed_at"], strict=True)
-        new = []
-        for name, is_anomaly, confirmed_at in said:
-            new.append(self._labels.get(name) != (is_anomaly, confirmed_at))
-            self._labels[name] = (is_anomaly, confirmed_at)
+        rows = schemas.shaped(labels, schemas.LABELS).unique("transaction_id", keep="last", maintain_order=True)
+        said = _said(rows)
+        new = [self._labels.get(name) != told for name, told in said.items()]
+        self._labels |= said
         if any(new):
             self.state.confirm(rows.filter(pl.Series(new)))
 
@@ -349,6 +347,12 @@ def keys_of(rows: pl.DataFrame) -> list[Key]:
     names = ("known_at", "booked_at")
     known, booked = (rows[name].to_numpy().astype("datetime64[us]").view(np.int64).tolist() for name in names)
     return list(zip(known, booked, rows["transaction_id"].to_list(), strict=True))
+
+
+def _said(labels: pl.DataFrame) -> dict[str, tuple[bool, datetime]]:
+    """What labels say, and when they were confirmed, by transaction."""
+    columns = labels.select("transaction_id", "is_anomaly", "confirmed_at").iter_rows()
+    return {name: (is_anomaly, confirmed_at) for name, is_anomaly, confirmed_at in columns}
 
 
 def _needed(bundle: Bundle) -> list[str]:
