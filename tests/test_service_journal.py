@@ -154,6 +154,49 @@ def test_packing_keeps_every_bit(table: list[list[float | None]]) -> None:
     assert_frame_equal(journal.unpacked(journal.packed(frame)), frame, check_exact=True)
 
 
+def wide(n: int) -> pl.DataFrame:
+    """KPIs as a scorer gives them: text, times, and many numbers of which some are unknown."""
+    numbers = {f"kpi_{i}": [None if (i + k) % 5 == 0 else (i - 30) / (k + 3) for k in range(n)] for i in range(60)}
+    ids = transactions(*[f"t{k}" for k in range(n)]).select("transaction_id", "counterparty_id", "booked_at")
+    frame = ids.hstack(pl.DataFrame(numbers, schema_overrides=dict.fromkeys(numbers, pl.Float64)))
+    odd = pl.Series("odd", [float("nan"), -0.0, float("inf"), 5e-324][:n] + [1.5] * (n - 4), dtype=pl.Float64)
+    return frame.select(
+        "transaction_id",
+        "kpi_7",
+        "booked_at",
+        pl.lit(odd),
+        pl.lit(3).alias("count"),
+        pl.exclude("kpi_7", "transaction_id", "booked_at"),
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, journal.FEW_ROWS, journal.FEW_ROWS + 1])
+def test_wide_events_come_back_bit_by_bit_in_the_same_order_of_columns(database: Database, n: int) -> None:
+    for frame in (wide(n), wide(n), wide(n).select(pl.all().reverse()).rename({"kpi_3": "other"})):
+        with database.transaction() as connection:
+            journal.locked(connection)
+            rows = transactions(*frame["transaction_id"])
+            sequence = journal.append(connection, "transactions", rows, frame)
+        with database.transaction() as connection:
+            (event,) = journal.since(connection, sequence - 1)
+        assert event.features is not None
+        assert event.features.schema == frame.schema
+        assert event.features.equals(frame, null_equal=True)
+        bits = [one.select(pl.col(pl.Float64)).to_numpy().tobytes() for one in (event.features, frame)]
+        assert bits[0] == bits[1]
+    with database.transaction() as connection:
+        shapes = connection.execute("SELECT count(*) FROM service.shapes").fetchone()
+    assert shapes == ((2,) if n <= journal.FEW_ROWS else (0,))
+
+
+def test_a_single_wide_row_takes_little_room(database: Database) -> None:
+    with database.transaction() as connection:
+        journal.append(connection, "transactions", transactions("t0"), wide(1))
+        row = connection.execute("SELECT octet_length(features) FROM service.journal").fetchone()
+    assert row is not None
+    assert row[0] < len(journal.packed(wide(1))) / 2
+
+
 # --- several processes ---
 
 

@@ -4,9 +4,13 @@ A request takes the lock, takes in what others wrote, scores, appends and commit
 after the commit can be seen. So sequences have no gaps, and nobody ever sees a later event before an earlier one.
 """
 
+import hashlib
 import io
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import polars as pl
@@ -18,13 +22,15 @@ from reperform.errors import ReperformError
 Connection = psycopg.Connection[tuple[Any, ...]]
 Kind = Literal["transactions", "labels", "accounts"]
 
+VALUES = "__values"
+FEW_ROWS, MANY_COLUMNS = 16, 40  # where names weigh more than values
 EVENTS_AT_ONCE = 1_000
 ROWS_AT_ONCE = 50_000
 
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('reperform.service.order', 0))"
 APPEND = """
-INSERT INTO service.journal (sequence, kind, rows, features, n, newest_known_at, clock)
-SELECT coalesce(last.sequence, 0) + 1, %(kind)s, %(rows)b, %(features)b, %(n)s, %(known_at)s,
+INSERT INTO service.journal (sequence, kind, rows, features, shape, n, newest_known_at, clock)
+SELECT coalesce(last.sequence, 0) + 1, %(kind)s, %(rows)b, %(features)b, %(shape)s, %(n)s, %(known_at)s,
     greatest(last.clock, %(known_at)s::timestamptz)
 FROM (VALUES (1)) AS one LEFT JOIN (
     SELECT sequence, clock FROM service.journal ORDER BY sequence DESC LIMIT 1
@@ -33,7 +39,7 @@ RETURNING sequence
 """
 # Single transactions are many and batches are large: both numbers have a limit.
 SINCE = """
-SELECT sequence, kind, rows, features FROM service.journal WHERE sequence IN (
+SELECT sequence, kind, n, rows, features, shape FROM service.journal WHERE sequence IN (
     SELECT sequence FROM (
         SELECT sequence, sum(n) OVER (ORDER BY sequence) - n AS before FROM (
             SELECT sequence, n FROM service.journal WHERE sequence > %s ORDER BY sequence LIMIT %s
@@ -81,10 +87,13 @@ def since(
         events: give no more than so many.
     """
     got = connection.execute(SINCE, [sequence, events, rows], binary=True).fetchall()
-    return [
-        Event(at, cast("Kind", kind), unpacked(packed_rows), unpacked(features) if features is not None else None)
-        for at, kind, packed_rows, features in got
-    ]
+    read: list[Event] = []
+    for at, kind, n, packed_rows, packed_features, shape in got:
+        features = unpacked(packed_features) if packed_features is not None else None
+        if features is not None and shape is not None:
+            features = widened(features, n, _read_shape(connection, shape))
+        read.append(Event(at, cast("Kind", kind), unpacked(packed_rows), features))
+    return read
 
 
 def append(connection: Connection, kind: Kind, rows: pl.DataFrame, features: pl.DataFrame | None = None) -> int:
@@ -111,10 +120,15 @@ def append(connection: Connection, kind: Kind, rows: pl.DataFrame, features: pl.
             fix="report it; nothing was written",
         )
     known_at = rows["known_at"].max() if kind == "transactions" else None
+    shape = None
+    if features is not None and features.height <= FEW_ROWS and features.width >= MANY_COLUMNS:
+        shape = _written_shape(connection, features)
+        features = narrowed(features)
     values = {
         "kind": kind,
         "rows": packed(rows),
         "features": packed(features) if features is not None else None,
+        "shape": shape,
         "n": rows.height,
         "known_at": known_at,
     }
@@ -132,6 +146,76 @@ def newest(connection: Connection) -> int:
     """Sequence of the newest event; 0 before the first."""
     row = connection.execute("SELECT max(sequence) FROM service.journal").fetchone()
     return int(row[0]) if row and row[0] is not None else 0
+
+
+def narrowed(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same values with all floats in one column, one original column after the other; the rest beside them."""
+    floats = _shape_of(tuple(frame.columns), tuple(frame.dtypes)).floats
+    rest = frame.drop(floats)
+    longer = rest.vstack(rest.clear(frame.height * (len(floats) - 1)))  # with rows of nulls
+    return longer.hstack([frame.unpivot(on=floats)["value"].rename(VALUES)])
+
+
+def widened(narrow: pl.DataFrame, n: int, empty: pl.DataFrame) -> pl.DataFrame:
+    """The frame that `narrowed` made narrow.
+
+    Args:
+        narrow: what it gave.
+        n: rows of the original.
+        empty: with the columns of the original.
+    """
+    values, starts = narrow[VALUES], {name: at * n for at, name in enumerate(_floats(empty.columns, empty.dtypes))}
+    return pl.DataFrame(
+        [
+            values.slice(starts[name], n).rename(name) if name in starts else narrow[name].head(n)
+            for name in empty.columns
+        ]
+    )
+
+
+def _floats(names: Iterable[str], kinds: Iterable[pl.DataType]) -> list[str]:
+    return [name for name, kind in zip(names, kinds, strict=True) if kind == pl.Float64]
+
+
+def _written_shape(connection: Connection, frame: pl.DataFrame) -> str:
+    """The name under which the database knows these columns."""
+    shape = _shape_of(tuple(frame.columns), tuple(frame.dtypes))
+    if not connection.execute("SELECT FROM service.shapes WHERE shape = %s", [shape.name]).rowcount:
+        connection.execute(
+            "INSERT INTO service.shapes (shape, empty) VALUES (%s, %b) ON CONFLICT DO NOTHING",
+            [shape.name, packed(frame.clear())],
+        )
+    return shape.name
+
+
+@dataclass(frozen=True)
+class _Shape:
+    name: str
+    floats: list[str]
+
+
+@lru_cache(maxsize=16)
+def _shape_of(names: tuple[str, ...], kinds: tuple[pl.DataType, ...]) -> _Shape:
+    told = json.dumps([[name, str(kind)] for name, kind in zip(names, kinds, strict=True)])
+    return _Shape(hashlib.sha256(told.encode()).hexdigest(), _floats(names, kinds))
+
+
+_SHAPES: dict[str, pl.DataFrame] = {}  # by hash, so they are the same in every database
+
+
+def _read_shape(connection: Connection, shape: str) -> pl.DataFrame:
+    if shape not in _SHAPES:
+        row = connection.execute("SELECT empty FROM service.shapes WHERE shape = %s", [shape], binary=True).fetchone()
+        if row is None:
+            raise ReperformError(
+                "The journal lacks the names of an event's columns.",
+                expected=f"shape {shape[:16]}…",
+                got="none",
+                where="table service.shapes",
+                fix="restore the last backup: somebody has removed rows from this table",
+            )
+        _SHAPES[shape] = unpacked(row[0])
+    return _SHAPES[shape]
 
 
 def packed(frame: pl.DataFrame) -> bytes:
