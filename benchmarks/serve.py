@@ -117,7 +117,9 @@ class Server:
         """The answer to a request that must be answered."""
         status, text = self.call("POST", path, payload)
         if status != 200:
-            raise SystemExit(f"{path}: {status} {text[:1500]!r}")
+            lines = (self.folder / "server.log").read_text().splitlines()
+            told = [line for line in lines if '"event": "request"' not in line]
+            raise SystemExit("\n".join([f"{path}: {status} {text[:1500]!r}", *told[-5:]]))
         return json.loads(text)
 
     def processes(self) -> dict[str, list[psutil.Process]]:
