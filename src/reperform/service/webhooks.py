@@ -121,7 +121,7 @@ def enqueue(connection: Connection, alerts: pl.DataFrame, receivers: Mapping[str
     with connection.cursor() as cursor:
         cursor.executemany(ADD_ALERT, [tuple(row.values()) for row in rows], returning=True)
         new = [(row, told) for row, one in zip(rows, cursor.results(), strict=True) if (told := one.fetchone())]
-        messages = [one for row, told in new for one in _messages(row, *told, receivers)]
+        messages = [one for row, told in new for one in _messages(row, told[0], told[1], receivers)]
         if messages:
             cursor.executemany(ADD_DELIVERY, messages)
     return len(new)
