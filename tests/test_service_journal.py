@@ -189,6 +189,15 @@ def test_wide_events_come_back_bit_by_bit_in_the_same_order_of_columns(database:
     assert shapes == ((2,) if n <= journal.FEW_ROWS else (0,))
 
 
+def test_a_wide_event_without_numbers_comes_back_too(database: Database) -> None:
+    texts = pl.DataFrame({f"c{i}": ["a"] for i in range(100)})
+    with database.transaction() as connection:
+        journal.append(connection, "transactions", transactions("t0"), texts)
+        (event,) = journal.since(connection, 0)
+    assert event.features is not None
+    assert_frame_equal(event.features, texts)
+
+
 def test_a_single_wide_row_takes_little_room(database: Database) -> None:
     with database.transaction() as connection:
         journal.append(connection, "transactions", transactions("t0"), wide(1))

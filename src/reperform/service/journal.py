@@ -121,7 +121,7 @@ def append(connection: Connection, kind: Kind, rows: pl.DataFrame, features: pl.
         )
     known_at = rows["known_at"].max() if kind == "transactions" else None
     shape = None
-    if features is not None and features.height <= FEW_ROWS and features.width >= MANY_COLUMNS:
+    if features is not None and features.height <= FEW_ROWS and features.dtypes.count(pl.Float64()) >= MANY_COLUMNS:
         shape = _written_shape(connection, features)
         features = narrowed(features)
     values = {
