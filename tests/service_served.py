@@ -25,7 +25,8 @@ from reperform.service.process import Service
 from tests.service_fakes import PATH, RATES, FakeChampions, transaction
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = "from reperform.service import app; app.main('127.0.0.1', {port}, {workers}, None, 'tests.service_served:create')"
+RUN = "from reperform.service import app; app.main('127.0.0.1', {port}, {workers}, None, '{application}')"
+FAKES = "tests.service_served:create"
 
 
 class SlowChampions(FakeChampions):
@@ -85,11 +86,11 @@ def _answers(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def serving(project: Path, workers: int = 1, delay_s: float = 0.0) -> Iterator[Served]:
+def serving(project: Path, workers: int = 1, delay_s: float = 0.0, application: str = FAKES) -> Iterator[Served]:
     """A service in a project of its own, with its own embedded server."""
     with closing(storage.Database(connections=1)) as database:
         storage.prepare(database)
-        _, secret = keys.create(database, "tests", ["score", "read"], requests_per_minute=100_000)
+        _, secret = keys.create(database, "tests", ["score", "read"], requests_per_minute=10_000_000)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -97,7 +98,7 @@ def serving(project: Path, workers: int = 1, delay_s: float = 0.0) -> Iterator[S
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TESTS_DELAY_S": str(delay_s)}
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-c", RUN.format(port=port, workers=workers)],
+                [sys.executable, "-c", RUN.format(port=port, workers=workers, application=application)],
                 cwd=project, env=environment, stdout=output, stderr=output,
             )  # fmt: skip
         served = Served(process, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {secret}"}, log)

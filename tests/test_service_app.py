@@ -75,6 +75,12 @@ def test_an_unknown_answer_is_404(client: Client) -> None:
     problem(client.get("/api/v1/anomaly-score/nobody"), 404, "unknown-transaction")
 
 
+def test_an_answer_without_reasons_has_an_empty_list_of_them(client: Client) -> None:
+    sent = transaction()
+    assert client.score(sent, query="?reasons=none").json()["answers"][0]["reasons"] == []
+    assert client.get(f"/api/v1/anomaly-score/{sent['transaction_id']}").json()["answer"]["reasons"] == []
+
+
 def test_a_challenger_scores_in_shadow(client: Client) -> None:
     from tests.service_fakes import FakeScorer  # noqa: PLC0415  # only here
 

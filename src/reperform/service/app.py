@@ -25,6 +25,7 @@ from reperform.service.process import Service, tell
 from reperform.service.refusals import Refusal, together
 from reperform.service.telemetry import SHARED_FOLDER
 
+HUNG_S = 20  # after which a worker that says nothing is replaced; one that is killed, mostly at once
 APPLICATION = "reperform.service.app:create"
 
 DESCRIPTION = (
@@ -39,6 +40,7 @@ def create() -> Door:
     """The application of one process, with everything that params.yaml says; uvicorn calls this in each worker."""
     from reperform.service.champion import Champions  # noqa: PLC0415  # pulls in the models
 
+    logging.captureWarnings(capture=True)
     return build(Service(params.load(ServeParams), make_champions=Champions))
 
 
@@ -181,7 +183,7 @@ def serve(
         application, factory=True, host=host, port=port, workers=workers, log_config=LOGGING,
         access_log=False, server_header=False, date_header=True, proxy_headers=False, ssl_certfile=cert,
         ssl_keyfile=private, timeout_graceful_shutdown=settings.graceful_stop_s, timeout_keep_alive=30,
-        timeout_worker_healthcheck=60, h11_max_incomplete_event_size=64 * 1024, ws="none", lifespan="on",
+        timeout_worker_healthcheck=HUNG_S, h11_max_incomplete_event_size=64 * 1024, ws="none", lifespan="on",
     )  # fmt: skip
     return 0
 

@@ -19,6 +19,8 @@ from reperform.service.refusals import Refusal
 
 SOURCE_FILE = "api"
 MOST_NAMED = 12
+# In the base currency. Above, sums of hundredths of a cent over a year's rows would leave 64 bits.
+SMALLEST_AMOUNT, LARGEST_AMOUNT = 1e-6, 1e10
 COLUMNS = schemas.polars_schema(schemas.TRANSACTIONS)
 Record = dict[str, Any]
 
@@ -157,10 +159,11 @@ def _about_money(row: Record, place: int, known: Known) -> Iterator[Refusal]:
             row["currency"], expected=f"one of {named}, at a time for which a rate was published",
             fix=f"send amount_base, in {known.rates.base}, as well",
         )  # fmt: skip
-    elif not 0 < row["amount_base"] < float("inf"):
+    elif not SMALLEST_AMOUNT <= row["amount_base"] <= LARGEST_AMOUNT:
         yield _refused(
-            "amount-out-of-range", "The amount in the base currency is no positive number.", place, "amount",
-            row["amount"], expected="an amount that is more than nothing in the base currency", fix="send the amount",
+            "amount-out-of-range", "KPIs cannot count with such an amount.", place, "amount", row["amount"],
+            expected=f"{SMALLEST_AMOUNT:g} to {LARGEST_AMOUNT:g} in {known.rates.base}",
+            fix="check the unit and the decimal mark",
         )  # fmt: skip
 
 

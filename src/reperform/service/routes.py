@@ -195,7 +195,7 @@ def anomaly_score(
 
 def _score(request: Request, transaction_id: str, where: str) -> dict[str, Any]:
     with _service(request).database.transaction(durable=False) as connection:
-        rows = answers.answer_of(connection, transaction_id)
+        rows = [row | {"reasons": row["reasons"] or []} for row in answers.answer_of(connection, transaction_id)]
     champion = [row for row in rows if row["role"] == "champion"]
     if not champion:
         raise documents.unknown_answer(transaction_id, where)
