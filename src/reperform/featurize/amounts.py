@@ -127,7 +127,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     log_amount = np.log1p(ledger.amount)
     events = history.tape(length_us(w))
     n, median, deviation, largest, rank = order_statistics(events, log_amount, len(ledger))
-    centre = _backed_off(median, n, _group_median(ledger, fitted), settings.backoff_weight)
+    centre = backed_off(median, n, group_median(ledger, fitted), settings.backoff_weight)
     z = where_enough((log_amount - centre) / (MAD_TO_SD * deviation + FLOOR), n, settings.least_n)
     out: Values = {
         "amount_log": log_amount,
@@ -148,7 +148,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     return out
 
 
-def _group_median(ledger: Ledger, fitted: dict[str, Any]) -> F64:
+def group_median(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     """The group's training median; the direction's where the group is new; NaN where nothing was learned."""
 
     def median(segment: str, channel: str | None, direction: str) -> float:
@@ -158,7 +158,8 @@ def _group_median(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     return ledger.looked_up(["segment", "channel", "direction"], median)
 
 
-def _backed_off(own: F64, n: Any, of_group: F64, weight: float) -> F64:
+def backed_off(own: F64, n: Any, of_group: F64, weight: float) -> F64:
+    """Medians drawn towards those of groups, the more the fewer records are behind them."""
     mixed = (n * own + weight * of_group) / (n + weight)
     return np.where(np.isnan(of_group), own, mixed)
 

@@ -169,15 +169,16 @@ def _drain(ledger: Ledger, settings: Settings) -> Values:
     """Share of the balance that was paid out, in the account's own currency."""
     amount, after = ledger.transactions["amount"].to_numpy(), ledger.transactions["balance_after"].to_numpy()
     paid = np.where(ledger.incoming, 0, hundredths(amount))
-    out: Values = {"balance_drain": np.where(ledger.incoming, np.nan, _share_of(amount, after + amount))}
+    out: Values = {"balance_drain": np.where(ledger.incoming, np.nan, share_of(amount, after + amount))}
     for window in settings.drain_windows:
         (past,) = ledger.by_account.sums(ledger.by_account.tape(length_us(window)), paid)
         total = (past + paid) / 100
-        out[f"balance_drain_{window}"] = _share_of(total, after + total)
+        out[f"balance_drain_{window}"] = share_of(total, after + total)
     return out
 
 
-def _share_of(part: F64, whole: F64) -> F64:
+def share_of(part: F64, whole: F64) -> F64:
+    """Shares of what is above nothing, at most 10."""
     return np.minimum(ratio(part, np.where(whole > 0, whole, np.nan)), MOST_DRAIN)
 
 

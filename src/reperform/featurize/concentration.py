@@ -84,8 +84,13 @@ def columns(settings: Settings) -> tuple[Column, ...]:
 
 def exposure(ledger: Ledger, risk: F64 | None) -> I64:
     """Amount times risk as scored when it happened, in whole ten thousandths of a hundredth."""
-    weight = np.ones(len(ledger)) if risk is None else np.where(np.isnan(risk), 1.0, risk)
-    return np.maximum(np.rint(ledger.cents * np.rint(weight * RISK_STEPS)), 1).astype(np.int64)
+    return weighted(ledger.cents, risk)
+
+
+def weighted(cents: I64, risk: F64 | None) -> I64:
+    """The same of amounts in hundredths."""
+    weight = np.ones(len(cents)) if risk is None else np.where(np.isnan(risk), 1.0, risk)
+    return np.maximum(np.rint(cents * np.rint(weight * RISK_STEPS)), 1).astype(np.int64)
 
 
 def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, made: Mapping[str, F64]) -> Values:
@@ -100,13 +105,23 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, made: M
         n, groups, hhi, unbiased, z = shares(
             events, item, weights, n_items, settings.least_n, settings.most_n, len(ledger)
         )
-        normal = np.where(groups > 1, (hhi - 1 / np.maximum(groups, 1)) / (1 - 1 / np.maximum(groups, 2)), 1.0)
-        out[f"concentration_{group}_{w}"] = where_enough(np.clip(normal, 0, 1), n, settings.least_n)
-        out[f"concentration_{group}_effective_{w}"] = where_enough(1 / hhi, n, settings.least_n)
-        out[f"concentration_{group}_unbiased_{w}"] = unbiased
-        out[f"concentration_{group}_z_{w}"] = z
-        out[f"concentration_{group}_n_{w}"] = n.astype(float)
+        out |= columns_of(group, settings, n, groups, hhi, unbiased, z)
     return out
+
+
+def columns_of(  # noqa: PLR0917  # what the kernel returns, in its order
+    group: str, settings: Settings, n: I64, groups: I64, hhi: F64, unbiased: F64, z: F64
+) -> Values:
+    """Columns of one grouping from what the kernel found."""
+    w, least = settings.window, settings.least_n
+    normal = np.where(groups > 1, (hhi - 1 / np.maximum(groups, 1)) / (1 - 1 / np.maximum(groups, 2)), 1.0)
+    return {
+        f"concentration_{group}_{w}": where_enough(np.clip(normal, 0, 1), n, least),
+        f"concentration_{group}_effective_{w}": where_enough(1 / hhi, n, least),
+        f"concentration_{group}_unbiased_{w}": unbiased,
+        f"concentration_{group}_z_{w}": z,
+        f"concentration_{group}_n_{w}": n.astype(float),
+    }
 
 
 KPI = Kpi(

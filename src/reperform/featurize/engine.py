@@ -166,6 +166,12 @@ def _finite(kpi: Kpi, name: str, values: Any) -> F64:
     return out
 
 
+def finite(task: Task, made: Mapping[str, Any]) -> None:
+    """Refuse infinite values among a KPI's columns."""
+    for column in task.columns:
+        _finite(task.kpi, column.name, made[column.name])
+
+
 def key_codes(ledger: Ledger, key: Key) -> I64:
     """Codes by which a ledger is cut for a key; -1 where a row has none."""
     return ledger.account if key == "account" else ledger.counterparty

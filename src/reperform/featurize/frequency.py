@@ -157,7 +157,23 @@ def _gamma(n: I64, length: I64) -> list[float] | None:
 def daily(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Values:
     """Values per slot of the grid, as known at the start of its day: signed surprise, p-value, count and days."""
     last, weighted, weight, complete = _history(ledger, fitted.get("begin"), settings)
-    shape, rate = _priors(ledger.days, fitted)
+    return surprise_of(last, weighted, weight, complete, *_priors(ledger.days, fitted), settings)
+
+
+def surprise_of(  # noqa: PLR0917  # four sums and a prior of two numbers, in their order
+    last: F64, weighted: F64, weight: F64, complete: I64, shape: F64, rate: F64, settings: Settings
+) -> Values:
+    """As `daily`, of any days.
+
+    Args:
+        last: count of the last complete day.
+        weighted: weighted sum of earlier counts.
+        weight: sum of weights.
+        complete: complete days.
+        shape: of the prior.
+        rate: of the prior.
+        settings: of the KPI.
+    """
     shape, rate = shape + weighted, rate + weight
     success = rate / (rate + 1)
     p_low = betainc(shape, last + 1.0, success)

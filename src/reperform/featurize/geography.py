@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from reperform.featurize.kernels import F64, Mask, extreme_times, times_seen
+from reperform.featurize.kernels import F64, I64, Mask, extreme_times, times_seen
 from reperform.featurize.ledger import Ledger
 from reperform.featurize.registry import Column, Kpi, Values
 from reperform.featurize.windows import FOREVER_US, HOUR_US, length_us, where_enough
@@ -197,17 +197,18 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
         _speed(ledger, latitude, longitude, located, settings)
         | _country(ledger, fitted, settings)
         | _radius(ledger, latitude, longitude, located, settings)
-        | _position(ledger, latitude, longitude, located, settings)
+        | position(ledger, latitude, longitude, located, settings)
     )
 
 
-def _card_present(ledger: Ledger, settings: Settings) -> Mask:
+def card_present(ledger: Ledger, settings: Settings) -> Mask:
+    """Rows whose place is the customer's place."""
     return ledger.among("channel", settings.card_present_channels)
 
 
-def _position(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settings: Settings) -> Values:
+def position(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settings: Settings) -> Values:
     """What the row's place is the place of, and how exact it is."""
-    source = _card_present(ledger, settings).astype(float)
+    source = card_present(ledger, settings).astype(float)
     return {
         "geo_source": np.where(located, source, np.nan),
         "geo_precision": np.where(located, precision_km(latitude, longitude), np.nan),
@@ -228,7 +229,7 @@ def precision_km(latitude: F64, longitude: F64) -> F64:
 
 
 def _speed(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settings: Settings) -> Values:
-    placed, history = located & _card_present(ledger, settings), ledger.by_account
+    placed, history = located & card_present(ledger, settings), ledger.by_account
     events = history.tape_of(np.where(placed, history.codes, -1), history.enter, ledger.time + FOREVER_US)
     _, latest = extreme_times(events, ledger.time, len(ledger))
     gap_us = ledger.time - ledger.time[latest]
@@ -247,7 +248,7 @@ def _country(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Valu
     pair = np.where(country < 0, -1, history.codes * n_countries + country)
     here = times_seen(events, pair, pair, history.keys * n_countries, len(ledger))
     (n,) = history.sums(events, country >= 0)
-    p = (here + settings.prior_weight * _prior(ledger, fitted)) / (n + settings.prior_weight)
+    p = (here + settings.prior_weight * prior_of(ledger, fitted)) / (n + settings.prior_weight)
     missing = country < 0
     abroad = (names != ledger.home_country).cast(pl.Float64).to_numpy()
     surprisal = np.where(missing, np.nan, -np.log2(p))
@@ -257,11 +258,11 @@ def _country(ledger: Ledger, fitted: dict[str, Any], settings: Settings) -> Valu
         **means,
         f"geo_country_n_{w}": n.astype(float),
         "geo_is_abroad": abroad,
-        "geo_is_high_risk": np.where(missing, np.nan, _high_risk(ledger, settings)),
+        "geo_is_high_risk": np.where(missing, np.nan, is_high_risk(ledger, settings)),
     }
 
 
-def _prior(ledger: Ledger, fitted: dict[str, Any]) -> F64:
+def prior_of(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     """p(country | segment), one row added to each country and to all that were never seen together."""
     known = len(fitted["countries"]) + 1
 
@@ -272,7 +273,7 @@ def _prior(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     return ledger.looked_up(["segment", "country"], p)
 
 
-def _high_risk(ledger: Ledger, settings: Settings) -> Mask:
+def is_high_risk(ledger: Ledger, settings: Settings) -> Mask:
     """Rows whose country stood on a list on that day, as the list was known then."""
     out = np.zeros(len(ledger), bool)
     for entry in settings.high_risk:
@@ -296,7 +297,23 @@ def _radius(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settin
     w, history = settings.window, ledger.by_account
     y = np.where(located, np.rint(np.nan_to_num(latitude) * GRID), 0).astype(np.int64)
     x = np.where(located, np.rint(np.nan_to_num(longitude) * GRID), 0).astype(np.int64)
-    n, sum_y, sum_x, sum_yy, sum_xx = history.sums(history.tape(length_us(w)), located, y, x, y * y, x * x)
+    n, *sums = history.sums(history.tape(length_us(w)), located, y, x, y * y, x * x)
+    return {
+        f"geo_radius_z_{w}": radius_z(n, (sums[0], sums[1], sums[2], sums[3]), latitude, longitude, located, settings),
+        f"geo_radius_n_{w}": n.astype(float),
+    }
+
+
+def radius_z(  # noqa: PLR0917  # a sum over places, and the row's own place
+    n: I64,
+    sums: tuple[I64, I64, I64, I64],
+    latitude: F64,
+    longitude: F64,
+    located: Mask,
+    settings: Settings,
+) -> F64:
+    """Distance from the centre in radii of gyration, from sums over past places in ten thousandths of a degree."""
+    sum_y, sum_x, sum_yy, sum_xx = sums
     count = np.maximum(n, 1)
     centre_y, centre_x = sum_y / count, sum_x / count
     shrink = np.cos(np.radians(centre_y / GRID))
@@ -304,10 +321,7 @@ def _radius(ledger: Ledger, latitude: F64, longitude: F64, located: Mask, settin
     gyration_km = np.sqrt(spread) / GRID * KM_PER_DEGREE
     km = distance_km(latitude, longitude, centre_y / GRID, centre_x / GRID)
     z = km / (gyration_km + settings.position_error_km)
-    return {
-        f"geo_radius_z_{w}": where_enough(np.where(located, z, np.nan), n, settings.least_n),
-        f"geo_radius_n_{w}": n.astype(float),
-    }
+    return where_enough(np.where(located, z, np.nan), n, settings.least_n)
 
 
 KPI = Kpi(

@@ -96,7 +96,7 @@ def columns(settings: Settings) -> tuple[Column, ...]:
 def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: Mapping[str, F64]) -> Values:
     """Fields asked for and filled, by row, and over the account's window."""
     asked, filled = np.zeros(len(ledger), np.int64), np.zeros(len(ledger), np.int64)
-    for name, where in _asked(ledger, settings).items():
+    for name, where in asked_by(ledger, settings).items():
         asked += where
         filled += where & ledger.transactions[name].is_not_null().to_numpy()
     history = ledger.by_account
@@ -110,7 +110,7 @@ def compute(ledger: Ledger, _fitted: dict[str, Any], settings: Settings, _made: 
     }
 
 
-def _asked(ledger: Ledger, settings: Settings) -> dict[str, Mask]:
+def asked_by(ledger: Ledger, settings: Settings) -> dict[str, Mask]:
     """By field, the rows of which some rule asks it; what two rules ask is asked once."""
     asked: dict[str, Mask] = {}
     for rule in settings.rules:

@@ -193,11 +193,11 @@ class Ledger:
         zones = self._details["timezone"].fill_null(self.default_timezone)
         names = sorted(zones.unique())
         if len(names) == 1:
-            return _wall_clock(times, names[0]).alias("local")
+            return wall_clock(times, names[0]).alias("local")
         out = np.empty(len(self), "datetime64[us]")
         for zone in names:
             here = (zones == zone).to_numpy()
-            out[here] = _wall_clock(times.filter(pl.Series(here)), zone).to_numpy()
+            out[here] = wall_clock(times.filter(pl.Series(here)), zone).to_numpy()
         return pl.Series("local", out, dtype=pl.Datetime("us"))
 
     @cached_property
@@ -278,7 +278,7 @@ def day_span(transactions: pl.LazyFrame, accounts: pl.DataFrame, default_timezon
         pl.col("first").min(), pl.col("last").max()
     )
     days = [
-        _wall_clock(pl.Series([moment], dtype=UTC_US), zone).dt.date().cast(pl.Int32).item()
+        wall_clock(pl.Series([moment], dtype=UTC_US), zone).dt.date().cast(pl.Int32).item()
         for zone, first, last in by_zone.iter_rows()
         for moment in (first, last)
     ]
@@ -310,7 +310,12 @@ def _microseconds(times: pl.Series) -> I64:
     return times.cast(UTC_US).dt.epoch("us").fill_null(UNKNOWN_TIME_US).to_numpy().astype(np.int64)
 
 
-def _wall_clock(booked: pl.Series, zone: str) -> pl.Series:
+def wall_clock(booked: pl.Series, zone: str) -> pl.Series:
+    """What a clock in a timezone shows at moments.
+
+    Raises:
+        ReperformError: when there is no such timezone.
+    """
     try:
         return booked.dt.convert_time_zone(zone).dt.replace_time_zone(None)
     except pl.exceptions.ComputeError as error:

@@ -137,10 +137,27 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, made: Ma
     codes = segments.rank("dense").to_numpy().astype(np.int64) * (bins.max(initial=0) + 1) + bins
     _, first, group = np.unique(codes, return_index=True, return_inverse=True)
     keys = [(str(segments[int(row)]), int(bins[row])) for row in first]
-    out, behind = Values(), np.zeros(len(ledger))
-    for name in settings.indicators:
-        known = np.array([_of(fitted, segment, bin_, name) for segment, bin_ in keys]).reshape(-1, 3)
-        centre, deviation, n = known[group].T if len(known) else np.zeros((3, 0))
+    known = np.array([groups_of(fitted, segment, bin_, settings) for segment, bin_ in keys])
+    return compared(made, known.reshape(-1, len(settings.indicators), 3), group, settings)
+
+
+def groups_of(fitted: dict[str, Any], segment: str, bin_: int, settings: Settings) -> F64:
+    """Median, deviation and rows of the group by which each indicator is judged, shape (indicators, 3)."""
+    return np.array([_of(fitted, segment, bin_, name) for name in settings.indicators], np.float64).reshape(-1, 3)
+
+
+def compared(made: Mapping[str, F64], known: F64, group: I64, settings: Settings) -> Values:
+    """The distances of rows' indicators.
+
+    Args:
+        made: indicators by row.
+        known: what `groups_of` gives for each group, shape (groups, indicators, 3).
+        group: of each row.
+        settings: of the KPI.
+    """
+    out, behind = Values(), np.zeros(len(group))
+    for place, name in enumerate(settings.indicators):
+        centre, deviation, n = known[group, place].T
         out[f"{name}_z"] = (made[name] - centre) / (NORMAL_MAD * deviation + settings.floor)
         behind = np.fmax(behind, n)
     return out | {"network_matched_n": behind}

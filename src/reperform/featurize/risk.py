@@ -184,13 +184,13 @@ def compute_of(who: Key) -> Callable[[Ledger, dict[str, Any], Any, Mapping[str, 
         named = history.codes >= 0
         scores = _scores(ledger, history, who, fitted["rate"], settings)
         recent = _recent(ledger, history, who, settings)
-        lists = {"counterparty_listed": _listed(ledger, settings.lists)} if who == "counterparty" else {}
+        lists = {"counterparty_listed": listed(ledger, settings.lists)} if who == "counterparty" else {}
         return {name: np.where(named, values, np.nan) for name, values in {**scores, **recent, **lists}.items()}
 
     return compute
 
 
-def _listed(ledger: Ledger, lists: list[Listed]) -> F64:
+def listed(ledger: Ledger, lists: list[Listed]) -> F64:
     """1 where the counterparty stood on a list, as the list was known on that day."""
     out = np.full(len(ledger), 0.0 if lists else np.nan)
     for entry in lists:

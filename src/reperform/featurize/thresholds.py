@@ -274,7 +274,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     broken = [f.pop("limit_broken_n") for f in found]
     own = {f"limit_ratio_{rule.name}": f["limit_ratio"] for rule, f in zip(settings.rules, found, strict=True)}
     names = [c.name for c in columns(settings) if c.name != "limit_broken_n" and c.name not in own]
-    out = own | {name: _largest([f[name] for f in found], len(ledger)) for name in names}
+    out = own | {name: largest([f[name] for f in found], len(ledger)) for name in names}
     unknown = np.isnan(out["limit_ratio"])
     out["limit_broken_n"] = np.where(
         unknown, np.nan, np.nansum(np.array(broken).reshape(len(found), len(ledger)), axis=0)
@@ -297,8 +297,8 @@ def compute_counterparty(
         if not holds.any():
             found.append({c.name: np.full(len(ledger), np.nan) for c in counterparty_columns(settings)})
             continue
-        found.append(_party_values(_parties(history, party, at, m), names, at.limit, holds, settings))
-    return {c.name: _largest([f[c.name] for f in found], len(ledger)) for c in counterparty_columns(settings)}
+        found.append(party_values(_parties(history, party, at, m), names, at.limit, holds, settings))
+    return {c.name: largest([f[c.name] for f in found], len(ledger)) for c in counterparty_columns(settings)}
 
 
 def _of_rule(ledger: Ledger, rule: Rule, learned: dict[str, Any], settings: Settings) -> Values:
@@ -367,7 +367,7 @@ def _smurfing(ledger: Ledger, history: History, at: Scope, settings: Settings) -
     m = settings.smurfing_window
     party = pair_codes(history.codes, ledger.counterparty)
     names = ("smurfing_parties", "smurfing")
-    out = _party_values(_parties(history, party, at, m), names, at.limit, at.applies, settings)
+    out = party_values(_parties(history, party, at, m), names, at.limit, at.applies, settings)
     micro = at.below & (at.cents < round(settings.micro_share * at.limit))
     past_n, past_cents = history.sums(history.tape(length_us(m)), micro, np.where(micro, at.cents, 0))
     count, total = past_n + micro, past_cents + np.where(micro, at.cents, 0)
@@ -386,7 +386,7 @@ def _parties(history: History, party: I64, at: Scope, window: str) -> tuple[I64,
     return n, past_n + counts, past + below
 
 
-def _party_values(
+def party_values(
     found: tuple[I64, I64, I64], names: tuple[str, str], limit: int, holds: Mask, settings: Settings
 ) -> Values:
     """Columns of what `_parties` found, under the name of the parties and that of everything else."""
@@ -396,7 +396,7 @@ def _party_values(
     return {f"{column}_{m}": np.where(holds, v, np.nan) for column, v in values.items()}
 
 
-def _largest(candidates: list[F64], rows: int) -> F64:
+def largest(candidates: list[F64], rows: int) -> F64:
     """Element-wise maximum that ignores the unknown."""
     if not candidates:
         return np.full(rows, np.nan)

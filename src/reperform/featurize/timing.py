@@ -169,7 +169,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     events = history.tape(length_us(w))
     (n,) = history.sums(events, np.ones(len(ledger), np.int64))
     here = times_seen(events, bins, bins, history.keys * HOURS_OF_WEEK, len(ledger))
-    prior = _prior(ledger, hour, fitted)
+    prior = prior_of(ledger, hour, fitted)
     p = (here + settings.prior_weight * prior) / (n + settings.prior_weight)
     days, day = np.unique(ledger.local_day, return_inverse=True)
     minutes = (ledger.local_us - ledger.local_day * DAY_US) // MINUTE_US
@@ -186,12 +186,12 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
         "time_hour_local": minutes // 60 + minutes % 60 / 60,
         "time_is_night": (minutes // 60 < NIGHT_ENDS_HOUR).astype(float),
         "time_is_weekend": (weekday(ledger) >= SATURDAY).astype(float),
-        "time_is_holiday": _holiday(ledger, [_date(d) for d in days], day, settings),
-        "time_payday_distance": np.array([float(payday_distance(_date(d))) for d in days])[day],
+        "time_is_holiday": holiday(ledger, [date_of(d) for d in days], day, settings),
+        "time_payday_distance": np.array([float(payday_distance(date_of(d))) for d in days])[day],
     }
 
 
-def _prior(ledger: Ledger, hour: I64, fitted: dict[str, Any]) -> F64:
+def prior_of(ledger: Ledger, hour: I64, fitted: dict[str, Any]) -> F64:
     """p(hour | segment), one row added to every hour so that none is impossible; NaN where nothing was learned."""
     total = np.asarray(fitted["all"], float)
     if total.sum() == 0:
@@ -204,7 +204,8 @@ def _prior(ledger: Ledger, hour: I64, fitted: dict[str, Any]) -> F64:
     return np.asarray(table[row, hour])
 
 
-def _date(day_number: Any) -> date:
+def date_of(day_number: Any) -> date:
+    """The date of a day number since 1970."""
     return EPOCH + timedelta(days=int(day_number))
 
 
@@ -228,7 +229,7 @@ def in_force(calendars: list[Calendar], day: date) -> list[Calendar]:
     return list({c.name: c for c in versions}.values())
 
 
-def _holiday(ledger: Ledger, days: list[date], day: I64, settings: Settings) -> F64:
+def holiday(ledger: Ledger, days: list[date], day: I64, settings: Settings) -> F64:
     """1 or 0 by each row's day and home country; NaN where no calendar holds.
 
     Args:

@@ -106,7 +106,7 @@ def fit(ledger: Ledger, end_us: int, _settings: Settings) -> dict[str, Any]:
     return {"rows_per_channel": out}
 
 
-def _rarity(ledger: Ledger, fitted: dict[str, Any]) -> F64:
+def rarity(ledger: Ledger, fitted: dict[str, Any]) -> F64:
     """-log2 p(channel | segment), one row added to each channel and to all unseen ones; NaN for an unseen segment."""
 
     def bits(segment: str, channel: str | None) -> float:
@@ -141,7 +141,7 @@ def compute(ledger: Ledger, fitted: dict[str, Any], settings: Settings, _made: M
     short, long = settings.windows[0], settings.windows[-1]
     least = HOUR_US / length_us(long)
     out["velocity_acceleration"] = np.log((out[f"velocity_{short}"] + least) / (out[f"velocity_{long}"] + least))
-    return out | _channel(ledger, settings) | {"velocity_channel_rarity": _rarity(ledger, fitted)}
+    return out | _channel(ledger, settings) | {"velocity_channel_rarity": rarity(ledger, fitted)}
 
 
 def _channel(ledger: Ledger, settings: Settings) -> Values:

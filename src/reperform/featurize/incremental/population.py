@@ -44,9 +44,14 @@ class ByParty:
             row[code] = column
         return cls(values, tuple(default for _, default in columns))
 
-    def at(self, party: int) -> F64:
-        """The columns of one party."""
-        return self.values[:, party] if party < self.values.shape[1] else np.array(self.default)
+    def of_many(self, party: I64) -> F64:
+        """The columns of some parties, shape (columns, parties)."""
+        known = party < self.values.shape[1]
+        if known.all():
+            return np.asarray(self.values[:, party])
+        out = np.repeat(np.array(self.default)[:, None], len(party), axis=1)
+        out[:, known] = self.values[:, party[known]]
+        return out
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,13 @@ class Nodes:
         place[parties.encode(names_of(ledger))] = np.arange(graph.nodes)
         return cls(replace(graph, nodes=graph.nodes + 1, out=out), place)
 
-    def node(self, party: int) -> int:
-        """Node of a party; -1 for none."""
-        if party < 0:
-            return -1
-        return int(self.place[party]) if party < len(self.place) else self.graph.nodes - 1
+    def nodes(self, party: I64) -> I64:
+        """Nodes of parties; -1 for none."""
+        out = np.full(len(party), self.graph.nodes - 1)
+        known = (party >= 0) & (party < len(self.place))
+        out[known] = self.place[party[known]]
+        out[party < 0] = -1
+        return out
 
 
 def _with_one_more(adjacency: Adjacency) -> Adjacency:
@@ -130,7 +137,7 @@ def _slots_of(starts: I64, first_day: I64, day: int) -> tuple[Any, I64]:
     return there, starts[:-1][there] + offset[there]
 
 
-def propagated(ledger: Extract, parties: Names, task: Task, day: int) -> Callable[[int, int], F64]:
+def propagated(ledger: Extract, parties: Names, task: Task, day: int) -> Callable[[I64, I64], F64]:
     """KPI 7's walks: gives, for account and counterparty, their ratios and the seeds behind them.
 
     Args:
@@ -143,17 +150,16 @@ def propagated(ledger: Extract, parties: Names, task: Task, day: int) -> Callabl
     group = np.append(propagation.groups(ledger, folds), 0)
     ratios, behind = propagation.at_step(nodes.graph, positive_known(ledger), group, day, task.settings)
 
-    def of_row(account: int, counterparty: int) -> F64:
-        name = parties.text[account + 1]
-        own, other = crc32((name or "").encode()) % folds, nodes.node(counterparty)
-        return np.array(
-            [ratios[nodes.node(account), own], ratios[other, own] if other >= 0 else np.nan, behind[own]], np.float64
-        )
+    def of_rows(account: I64, counterparty: I64) -> F64:
+        own = np.array([crc32(str(parties.text[one + 1]).encode()) % folds for one in account.tolist()], np.int64)
+        node, other = nodes.nodes(account), nodes.nodes(counterparty)
+        towards = np.where(other >= 0, ratios[other, own], np.nan)
+        return np.stack([ratios[node, own], towards, behind[own].astype(float)])
 
-    return of_row
+    return of_rows
 
 
-def structured(ledger: Extract, parties: Names, task: Task, day: int) -> Callable[[int, int, bool], dict[str, F64]]:
+def structured(ledger: Extract, parties: Names, task: Task, day: int) -> Callable[[I64, I64, bool], dict[str, F64]]:
     """KPI 13's graph of a day: gives, for account and counterparty, the KPI's columns.
 
     Args:
@@ -167,8 +173,9 @@ def structured(ledger: Extract, parties: Names, task: Task, day: int) -> Callabl
     bad_from, ranks = np.append(known, UNKNOWN_TIME_US), structure.Ranks(nodes.graph, task.settings)
     found = structure.at_day(ranks, day, bad_from, task.fitted, task.settings)
 
-    def of_row(account: int, counterparty: int, labelled: bool) -> dict[str, F64]:
-        node, other = (np.array([nodes.node(party)]) for party in (account, counterparty))
-        return structure.of_parties(found, node, other, task.settings, labelled=labelled)
+    def of_rows(account: I64, counterparty: I64, labelled: bool) -> dict[str, F64]:
+        return structure.of_parties(
+            found, nodes.nodes(account), nodes.nodes(counterparty), task.settings, labelled=labelled
+        )
 
-    return of_row
+    return of_rows
