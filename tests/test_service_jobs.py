@@ -20,6 +20,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polars.exceptions import PanicException
 from psycopg import conninfo
 
 from reperform import params
@@ -499,16 +502,16 @@ def test_with_real_models_files_of_two_institutions_get_the_scores_of_the_pipeli
     serve = ServeParams(history_until="test_start")
     champions = Champions(database, serve)
     champions.start()
-    given = params.load(IngestParams)
-    desk = Desk(database, champions, serve, exchange.load(given))
-    runner = jobs.Runner(database, desk, JobsParams(chunk_rows=200), given, params.load(ValidateParams))
+    described = params.load(IngestParams)
+    desk = Desk(database, champions, serve, exchange.load(described))
+    runner = jobs.Runner(database, desk, JobsParams(chunk_rows=200), described, params.load(ValidateParams))
     month = f"{params.load(SplitParams).test_from:%Y-%m}"
     offline = pl.read_parquet("data/ensemble/scores.parquet").select("transaction_id", offline="score")
     late = 0
     for name in ("northbank", "lakeside"):
-        raw = Path(given.raw) / name / f"transactions-{month}.csv"
+        raw = Path(described.raw) / name / f"transactions-{month}.csv"
         with database.transaction() as connection:
-            job = jobs.submit(connection, raw, name, "csv", given=given)
+            job = jobs.submit(connection, raw, name, "csv", given=described)
         runner.run_one()
         done = seen(database, job)
         assert done.status == "done", done.problem
@@ -567,3 +570,50 @@ def soon(holds: Callable[[], bool], seconds: float = 60) -> bool:
 
 def open_messages(database: Database) -> int:
     return int(all_of(database, "SELECT count(*) FROM service.deliveries WHERE status = 'open'")[0][0])
+
+
+SEEDS: tuple[tuple[bytes, str | None, job_files.FileFormat], ...] = (
+    (many(20), "northbank", "csv"),
+    (zipped(a=many(5)), "northbank", "csv"),
+    (parquet(canonical()), None, "parquet"),
+    (parquet(canonical(currency=[b"EUR", b"\xff"])), None, "parquet"),
+    (document(balance("OPBD", "0.00"), balance("CLBD", "7.00"), entry("S1", "7.00")).encode(), "castle", "camt.053"),
+)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.sampled_from(SEEDS),
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 9), st.binary(max_size=6)), max_size=4
+    ),
+)
+def test_whatever_bytes_come_each_record_is_accounted_for_or_the_file_is_refused_in_words(
+    seed: tuple[bytes, str | None, job_files.FileFormat], changes: list[tuple[float, int, bytes]], tmp_path: Path
+) -> None:
+    body, source, form = seed
+    content = bytearray(body)
+    for at, removed, put in changes:
+        place = int(at * len(content))
+        content[place : place + removed] = put
+    (tmp_path / "file").write_bytes(content)
+    described, accounts = job_files.description(INGEST, source, form), {"A1": "northbank"}
+    got, told = None, ""
+    try:
+        got = job_files.read(
+            tmp_path / "file", described, form, job_id="ab" * 32, accounts=accounts, rules=RULES, limits=QUICK
+        )
+    except ReperformError as error:
+        told = error.problem
+    assert told or (got is not None and got.rows.height + got.refused.height + got.left_out == got.records)
+
+
+def test_a_panic_of_a_library_ends_no_runner(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panics(*_: object, **__: object) -> None:
+        raise PanicException
+
+    job = submitted(database, many(3))
+    monkeypatch.setattr(job_files, "read", panics)
+    runner = runner_of(database, QUICK)
+    assert soon(lambda: not runner.run_one() and seen(database, job).status == "failed")
+    assert "PanicException" in str(seen(database, job).problem)

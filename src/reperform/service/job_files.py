@@ -13,6 +13,7 @@ from typing import Any, Literal
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from polars.exceptions import PanicException, PolarsError
 
 from reperform import schemas, validate, validity
 from reperform.errors import ReperformError, nearest
@@ -29,6 +30,8 @@ FORMATS = tuple(KINDS)
 SUFFIX = {"csv": ".csv", "parquet": ".parquet", "camt.053": ".xml"}
 CANONICAL = "canonical"  # Parquet whose columns are canonical already
 UNSTORABLE = "text_with_nul"
+# What hostile bytes bring about in the readers' libraries. A full disk or memory is no fault of the file.
+UNREADABLE = (PolarsError, PanicException, pa.ArrowException, ValueError, zipfile.BadZipFile)
 _WILDCARD = re.compile(r"[*?\[\]]+")
 _COLUMNS = list(schemas.TRANSACTIONS.columns)
 _OWN = ("amount", "direction", "source_file", "source_record")  # described elsewhere, or given by the reader
@@ -139,9 +142,23 @@ def read(
             name = file_name(source, form, job_id, stream.read(4))
         (raw / name).parent.mkdir(parents=True, exist_ok=True)
         (raw / name).symlink_to(content.resolve())
-        got = _result(source, form, raw, name, limits)
-    for error in got.unreadable:
-        raise error
+        try:
+            got = _result(source, form, raw, name, limits)
+            return _read(got, name, accounts, rules, limits)
+        except UNREADABLE as error:
+            raise UnreadableFileError(
+                name, "file_malformed", "the file is no readable file of this format.",
+                expected=f"a whole file in {form}", got=f"{type(error).__name__}: {error}"[:300],
+                fix="check the format, and send the file again",
+            ) from error  # fmt: skip
+
+
+def _read(
+    got: SourceResult, name: str, accounts: Mapping[str, str], rules: ValidateParams, limits: JobsParams
+) -> FileRead:
+    """Rows and refusals of what the reader gave, once it is sure that nothing was lost."""
+    for unreadable in got.unreadable:
+        raise unreadable
     records, left_out = sum(one.records for one in got.files), sum(got.left_out.values())
     _check_rows(records, name, limits)
     rows, refused = got.tables["transactions"], got.quarantine
@@ -173,7 +190,7 @@ def _check_single(path: Path, name: str) -> None:
     """Refuse a zip of several files: each would be a job of its own."""
     if path.suffix.lower() != ".zip" or not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(path) as archive:  # a damaged one is told as such
         files = [info for info in archive.infolist() if not info.is_dir()]
     if len(files) != 1:
         raise UnreadableFileError(

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Literal, Protocol, Self
 import polars as pl
 import psycopg
 import pyarrow.parquet as pq
+from polars.exceptions import PanicException
 from psycopg import rows as row_factories
 
 from reperform.errors import ReperformError
@@ -451,7 +452,7 @@ class Runner:
                 self._put_back(job_id, error, is_counted=error.status < OURS)
             except ReperformError as error:  # the file or its description: the same would happen again
                 self._end(job_id, "failed", str(error))
-            except Exception as error:  # noqa: BLE001  # whatever it is, other jobs go on, and this one says so
+            except (Exception, PanicException) as error:  # noqa: BLE001  # whatever it is, other jobs go on, and this one says so
                 self._put_back(job_id, error, is_counted=True)
         return True
 
@@ -586,7 +587,7 @@ class Runner:
         with self.database.transaction() as connection:
             connection.execute(END, values)
 
-    def _put_back(self, job_id: str, error: Exception, *, is_counted: bool) -> None:
+    def _put_back(self, job_id: str, error: BaseException, *, is_counted: bool) -> None:
         """Leave a job to a later attempt, or give it up after too many that got no further."""
         with self.database.transaction() as connection:
             job = status(connection, job_id)
