@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import polars as pl
 import psutil
 import pytest
 from psycopg import errors
 
-from reperform.service import calls
+from reperform.service import app, calls
 from reperform.service.database import Database
 from tests.service_client import Client, running, transaction
+from tests.service_project import another_version
 from tests.service_served import Served, serving
 
 
@@ -176,3 +178,42 @@ def test_figures_of_all_workers_add_up(project: Path) -> None:
         raw = httpx.get(served.base + "/health").headers
         assert "server" not in raw
         assert json.loads(served.log.read_text().splitlines()[-1])["event"]
+
+
+@pytest.mark.slow
+def test_a_promotion_drops_no_request(service_project: Path) -> None:
+    from reperform import tracking  # noqa: PLC0415  # pulls in MLflow
+
+    account = pl.read_parquet("data/validate/accounts.parquet")["account_id"][0]
+    got: list[httpx.Response] = []
+    ended = threading.Event()
+
+    def ask(served: Served) -> None:
+        while not ended.is_set():
+            got.append(served.score(account_id=account))
+            time.sleep(0.05)
+
+    with serving(service_project, application=app.APPLICATION) as served:
+        thread = threading.Thread(target=ask, args=(served,))
+        thread.start()
+        number = another_version()
+        deadline = time.monotonic() + 90
+        while served.get("/ready").json().get("shadow_version") != number and time.monotonic() < deadline:
+            time.sleep(0.2)
+        tracking.make_champion(tracking.version(tracking.NEXT_ALIAS), {})
+        while served.get("/ready").json().get("model_version") != number and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(1)
+        ended.set()
+        thread.join()
+        assert {one.status_code for one in got} == {200}
+        versions = [one.json()["model_version"] for one in got]
+        assert versions == sorted(versions)
+        assert set(versions) == {1, number}
+        stored = served.get(f"/api/v1/anomaly-score/{_in_shadow(got)}").json()
+        assert (stored["answer"]["model_version"], stored["shadow"][0]["model_version"]) == (1, number)
+
+
+def _in_shadow(got: list[httpx.Response]) -> str:
+    """The last transaction that version 1 answered, while the other scored beside it."""
+    return str([one.json()["answers"][0]["transaction_id"] for one in got if one.json()["model_version"] == 1][-1])

@@ -591,8 +591,6 @@ class ServeParams:
         graceful_stop_s: for requests that are under way when the service is told to end.
         champion_poll_s: between looks for a new champion.
         shadow: whether a challenger scores what the champion answers.
-        keys_cache_s: for which a key that was checked is believed.
-        requests_per_minute: of a key that has no limit of its own.
         request_log: whether every request is written as one line of JSON.
         jobs: see there.
         webhooks: see there.
@@ -615,8 +613,6 @@ class ServeParams:
     graceful_stop_s: Annotated[int, Field(ge=1)] = 30
     champion_poll_s: Positive = 5
     shadow: bool = True
-    keys_cache_s: Annotated[float, Field(ge=0)] = 5
-    requests_per_minute: Annotated[int, Field(ge=1)] = 6000
     request_log: bool = True
     jobs: JobsParams = field(default_factory=JobsParams)
     webhooks: WebhooksParams = field(default_factory=WebhooksParams)

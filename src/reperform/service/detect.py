@@ -255,7 +255,14 @@ class Desk:
             in_pipeline=scorer.holds,
         )
 
-    def scored(self, connection: Any, rows: Sequence[intake.Record], request_id: str, reasons: Reasons) -> Answered:
+    def scored(
+        self,
+        connection: Any,
+        rows: Sequence[intake.Record],
+        request_id: str,
+        reasons: Reasons,
+        scorer: Scorer | None = None,
+    ) -> Answered:
         """Score rows that were found to be right, and write event, answers and alerts.
 
         Args:
@@ -263,9 +270,10 @@ class Desk:
             rows: as `intake.completed` gives them.
             request_id: of the request or job.
             reasons: for which rows.
+            scorer: who `current` said answers in this transaction, if it was asked already.
         """
         began = time.perf_counter()
-        scorer = self.current(connection)
+        scorer = scorer or self.current(connection)
         events = intake.frame(rows).with_row_index("__place").sort("known_at", "booked_at", "transaction_id")
         ordered = events.drop("__place")
         caught_up = time.perf_counter()
@@ -314,10 +322,13 @@ class Desk:
         """
 
         def work(connection: Any) -> Response:
-            known = self.known(connection, self.current(connection))
+            began = time.perf_counter()
+            scorer = self.current(connection)
+            known = self.known(connection, scorer)
             rows = intake.completed(transactions, known)
             _refuse(intake.problems(rows, known))
-            got = self.scored(connection, rows, call.request_id, call.reasons)
+            checked = time.perf_counter()
+            got = self.scored(connection, rows, call.request_id, call.reasons, scorer)
             body = body_of(got, call.request_id)
             return Response(
                 200,
@@ -325,7 +336,7 @@ class Desk:
                 n=len(rows),
                 n_alerts=int(got.answers["is_alert"].sum()),
                 model_version=got.model_version,
-                seconds=got.seconds,
+                seconds={**got.seconds, "history": got.seconds["history"] + checked - began},
             )
 
         return self._written(call, work, n=len(transactions))

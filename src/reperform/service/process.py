@@ -23,6 +23,7 @@ from reperform.service import database as storage
 from reperform.service.database import Database
 from reperform.service.detect import Desk
 from reperform.service.documents import Documents
+from reperform.service.door import place_of
 from reperform.service.keys import Key, Scope
 from reperform.service.refusals import Refusal
 from reperform.service.telemetry import Telemetry
@@ -128,9 +129,13 @@ class Service:
         storage.prepare(self._database)
         self.state = "loading the model"
         champions = self._make_champions(self._database, self.serve)
-        champions.start()
-        desk = Desk(self._database, _Counted(champions, self.telemetry), self.serve, self._make_rates(), self._now)
-        self._background = background.start(self._database, desk, champions, self.serve)
+        try:
+            champions.start()
+            desk = Desk(self._database, _Counted(champions, self.telemetry), self.serve, self._make_rates(), self._now)
+            self._background = background.start(self._database, desk, champions, self.serve)
+        except BaseException:
+            champions.stop()
+            raise
         self._probe()
         self._champions, self._desk, self.state = champions, desk, "loaded"
         tell("loaded", **{name: self.status()[name] for name in ("model_version", "data_version", "sequence")})
@@ -271,8 +276,8 @@ class _Counted:
         self.champion, self.shadow = champions.champion, champions.shadow
 
     def withdraw(self, scorer: Any, error: Exception) -> None:
-        tell("challenger-withdrawn", version=scorer.version, error=type(error).__name__, level=logging.WARNING)
-        self._champions.withdraw(scorer, error)
+        # The text of an error may tell of people; what kind it is and where is enough to find it.
+        self._champions.withdraw(scorer, RuntimeError(place_of(error)))
 
     def broken(self) -> None:
         self._telemetry.rebuilds.inc()
