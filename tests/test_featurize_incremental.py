@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reperform import featurize, schemas
+from reperform.errors import ReperformError
 from reperform.featurize import engine, incremental
-from reperform.featurize.incremental.rows import Lists
+from reperform.featurize.incremental.rows import Clock, Lists, Names
 from reperform.featurize.kpis import KPIS
 from tests.featurize_tables import RULES, accounts, at, calendar, labels, stage, transactions, world
 
@@ -236,3 +237,140 @@ def test_schema_of_what_is_returned_is_that_of_the_feature_table(tables: Tables)
     assert got.columns[:5] == list(featurize.IDENTITY)
     assert set(rows.columns) == set(schemas.polars_schema(schemas.TRANSACTIONS))
     assert len(got.columns) == 5 + sum(len(t.columns) for t in engine.tasks(engine.selected([]), STAGE, fitted))
+
+
+SMALL = stage(
+    **SETTINGS | {"concentration": {"least_n": 2, "most_n": 4, "window": "10d"}},
+    streak={"latest": [2, 5]}, balance={"days": 6, "short_days": 2, "long_days": 10},
+)  # fmt: skip
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_whatever_is_told_in_between_the_next_rows_are_scored_as_over_all_that_is_known(data: st.DataObject) -> None:
+    """Batches of many accounts, late rows, rows told twice, labels told and told otherwise, accounts opened later."""
+    seed = data.draw(st.integers(0, 10_000))
+    rows, labelled, of = world(150, seed=seed, days=20 + seed % 30)
+    ledger = featurize.ledger_of(rows, of, labelled, SMALL, calendar())
+    fitted = featurize.fit(ledger, SMALL, calendar().fit_end)
+    opened = data.draw(st.integers(0, 8))
+    known, told, registered = rows.head(60), labelled.head(0), of.head(opened)
+    state = incremental.state_of(
+        known, registered, told, SMALL, calendar(), fitted=fitted, labelled=labelled.height > 0
+    )
+    waiting = rows.slice(60).sample(fraction=1.0, shuffle=True, seed=seed)
+    for _ in range(3):
+        part = waiting.head(data.draw(st.integers(1, 20)))
+        waiting = waiting.slice(part.height)
+        twice = known.sample(data.draw(st.integers(0, 4)), seed=seed)
+        confirmed = labelled.sample(min(data.draw(st.integers(0, 9)), labelled.height), seed=seed + part.height)
+        other = confirmed.with_columns(~pl.col("is_anomaly")) if data.draw(st.booleans()) else confirmed
+        state.confirm(other)
+        told = pl.concat([told.join(other, on="transaction_id", how="anti"), other])
+        if data.draw(st.booleans()):
+            state.add(rows.head(0), accounts=of)
+            registered = pl.concat([registered, of.slice(opened)]) if registered.height == opened else registered
+        known = pl.concat([known, part]).sort("booked_at", "transaction_id")
+        got = incremental.features_of(state, pl.concat([part, twice]))
+        about = featurize.ledger_of(known, registered, told, SMALL, calendar())
+        labels_known = told.join(known, on="transaction_id", how="semi").height or labelled.height == 0
+        expected = featurize.compute(about, SMALL, fitted)
+        if not labels_known:  # whether labels are given at all is told to the state; a table without any cannot say so
+            names = [name for name in got.columns if "bad_distance" not in name and "propagated" not in name]
+            got, expected = got.select(names), expected.select(names)
+        assert_equal(got, expected)
+
+
+def test_one_batch_is_scored_as_its_rows_one_by_one_once_all_are_known(tables: Tables) -> None:
+    rows, labelled, _ = tables
+    fitted = learned(tables)
+    state, other = (started(tables, fitted, rows.head(360), labelled) for _ in range(2))
+    together = incremental.features_of(state, rows.slice(360, 60))
+    other.add(rows.slice(360, 60))
+    alone = pl.concat([incremental.features_of(other, rows.slice(360 + n, 1)) for n in range(60)])
+    assert together.equals(alone)
+
+
+def test_a_day_may_be_prepared_before_its_first_row(tables: Tables) -> None:
+    rows, labelled, _ = tables
+    fitted = learned(tables)
+    state = started(tables, fitted, rows.head(400), labelled)
+    moment = rows["booked_at"][400]
+    state.prepare(moment)
+    held = {kind: dict(made) for kind, made in state.snapshots.items()}
+    assert {"rates", "peers", "propagated", "structured"} <= {kind for kind, made in held.items() if made}
+    state.prepare(moment)
+    assert all(state.snapshots[kind][key] is made for kind in held for key, made in held[kind].items())
+    assert_equal(incremental.features_of(state, rows.tail(20)), batch(tables, fitted))
+
+
+def test_what_others_have_scored_is_taken_from_them(tables: Tables) -> None:
+    rows, labelled, _ = tables
+    fitted = learned(tables)
+    expected = batch(tables, fitted)
+    state = started(tables, fitted, rows.head(300), labelled)
+    state.add(rows.slice(300, 100), features=expected.slice(300, 100))
+    slots = state.add(rows.slice(300, 100))
+    assert all(state.kept[f"{name} is known"][slots].all() for name in state.maker)
+    assert_equal(incremental.features_of(state, rows.tail(20)), expected)
+
+
+BAD_ROWS = {
+    "twice": lambda rows: pl.concat([rows, rows.head(1)]),
+    "amount": lambda rows: rows.with_columns(amount_base=pl.lit(float("nan"))),
+    "account_id": lambda rows: rows.with_columns(account_id=pl.lit(None, pl.String)),
+    "direction": lambda rows: rows.with_columns(direction=pl.lit("sideways")),
+}
+
+
+@pytest.mark.parametrize("problem", BAD_ROWS)
+def test_bad_rows_change_nothing(problem: str, tables: Tables) -> None:
+    rows, labelled, of = tables
+    fitted = learned(tables)
+    state = incremental.state_of(rows.head(380), of.head(6), labelled, STAGE, calendar(), fitted=fitted)
+    with pytest.raises(ReperformError, match="Rows cannot be taken in"):
+        state.add(BAD_ROWS[problem](rows.tail(40)), accounts=of)
+    assert len(state) == 380
+    assert rows["transaction_id"][379] in state
+    assert rows["transaction_id"][380] not in state
+    assert state.accounts.height == 6
+    expected = batch((rows.head(380), labelled.filter(pl.col("transaction_id") <= "t0379"), of.head(6)), fitted)
+    assert_equal(incremental.features_of(state, rows.slice(340, 40)), expected)
+
+
+def test_bad_accounts_and_labels_change_nothing(tables: Tables) -> None:
+    rows, labelled, of = tables
+    state = incremental.state_of(rows.head(380), of.head(6), labelled, STAGE, calendar(), fitted=learned(tables))
+    with pytest.raises(ReperformError, match="timezone"):
+        state.add(rows.tail(40), accounts=of.with_columns(timezone=pl.lit("Nowhere/Town")))
+    with pytest.raises(ReperformError, match="Labels"):
+        state.confirm(labelled.with_columns(is_anomaly=pl.lit(None, pl.Boolean)))
+    assert len(state) == 380
+    assert state.accounts.height == 6
+
+
+def test_clocks_show_what_polars_says_also_when_they_are_put_back() -> None:
+    zones = Names()
+    codes = zones.encode(["Europe/Berlin", "Australia/Lord_Howe", "America/Havana"])
+    clock = Clock(zones)
+    first = int(at(0).timestamp()) * 1_000_000
+    time = first + np.arange(0, 400 * 86_400, 601 * 29, dtype=np.int64) * 1_000_000
+    for code, name in zip(codes.tolist(), zones.code, strict=True):
+        shown = pl.Series(time).cast(schemas.UTC_US).dt.convert_time_zone(name).dt.replace_time_zone(None)
+        assert clock.local(time, np.full(len(time), code)).tolist() == shown.dt.epoch("us").to_list()
+        assert clock.local(time[:7], np.full(7, code)).tolist() == shown.dt.epoch("us").to_list()[:7]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 6)), min_size=1, max_size=60), st.integers(1, 60))
+def test_lists_take_many_rows_at_once_as_one_by_one(rows: list[tuple[int, int]], size: int) -> None:
+    codes = np.array([-1, *(code for code, _ in rows)], np.int64)
+    time = np.array([1 << 61, *(moment for _, moment in rows)], np.int64)
+    ids = ["", *(f"{(n * 7) % 61:03d}" for n in range(len(rows)))]
+    lists = Lists(codes, np.zeros(0, np.int64), 1)
+    for start in range(1, len(rows) + 1, size):
+        new = sorted(range(start, min(start + size, len(rows) + 1)), key=lambda n: (time[n], ids[n]))
+        lists.extend(codes[new], np.array(new, np.int64), time, ids)
+    for key in range(6):
+        mine = [n for n in range(1, len(rows) + 1) if codes[n] == key]
+        assert lists.of(key).tolist() == sorted(mine, key=lambda n: (time[n], ids[n]))

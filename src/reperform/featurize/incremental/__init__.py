@@ -20,7 +20,7 @@ from reperform.featurize import engine, graph, matched
 from reperform.featurize.engine import Phase, Task
 from reperform.featurize.incremental import asof, population
 from reperform.featurize.incremental.past import Cells, Some
-from reperform.featurize.incremental.quick import QUICK, SCORES, Asking, read_of, rhythms_of
+from reperform.featurize.incremental.quick import QUICK, SCORES, Asking, daily_of, daily_series, read_of, rhythms_of
 from reperform.featurize.incremental.rows import SCHEMA, Columns, Lists, Register, Table
 from reperform.featurize.kernels import F64, I64
 from reperform.featurize.ledger import UNKNOWN_TIME_US, Ledger, wall_clock
@@ -108,7 +108,9 @@ class State:
         self.about = replace(ledger, transactions=ledger.transactions.head(0))
         self.maturity_us = int(ledger.maturity.total_seconds() * 1e6)
         self.table = Table(self.about)
-        self.register = Register(self.table.parties, self.table.zones, ledger.default_timezone)
+        self.register = Register(
+            self.table.parties, self.table.zones, self.table.names["entity_id"], ledger.default_timezone
+        )
         self.register.add(ledger.accounts)
         self.table.append(ledger.transactions, *self._zones(ledger.transactions["account_id"]))
         self.waiting: dict[str, tuple[int, int]] = {}  # labels of rows that have not come yet
@@ -588,15 +590,26 @@ class State:
         day = np.array([days[zone] for zone in zones.tolist()], np.int64)
         rhythms_of(self, task, accounts, day - day % task.settings.refresh_days)
 
+    def _clients(self) -> I64:
+        """Accounts that are registered or have rows."""
+        held = self.register["registered"] > 0
+        held[np.flatnonzero(self.by_account.used[: len(held)] > 0)] = True
+        return np.flatnonzero(held)
+
+    def _entities(self, accounts: I64) -> I64:
+        """Entity of each account: the register says so; of an account that it does not name, the first row does."""
+        out = self.register["entity"][accounts]
+        for place in np.flatnonzero(self.register["registered"][accounts] == 0).tolist():
+            out[place] = self.table["entity_id"][self.by_account.of(int(accounts[place]))[0]]
+        return np.asarray(out)
+
     def _rates_of(self, task: Task, zone: int, day: int) -> population.ByParty:
         def make() -> Any:
-            account = self.table["account_id"]
-            mine = (self.register["zone"][account] == zone) & (account >= 0) & (self.table["day"] < day)
-            ledger = self.extract(self.table.in_order(np.flatnonzero(mine)), task.kpi.inputs)
-            name = self.register.names["zone"].text[zone + 1]
-            clock = self.accounts["timezone"].fill_null(self.about.default_timezone)
-            ledger = replace(ledger, accounts=self.accounts.filter(clock == name), span=(self.first_day, day))
-            return population.rates(ledger, self.table.parties, task, day)
+            accounts = self._clients()
+            mine = accounts[self.register["zone"][accounts] == zone]
+            days = np.full(len(mine), day)
+            p = daily_of(self, task, mine, days, days * DAY_US + 2 * DAY_US)["p"]
+            return population.rates(p, self._entities(mine), mine, len(self.table.parties))
 
         found: population.ByParty = self._snapshot("rates", zone, day, make)
         return found
@@ -611,9 +624,12 @@ class State:
 
     def _peers_of(self, task: Task, day: int) -> population.ByParty:
         def make() -> Any:
-            before = np.flatnonzero(self.table["day"] <= day - 2)
-            ledger = self.extract(self.table.in_order(before), task.kpi.inputs)
-            return population.peers(replace(ledger, span=(self.first_day, day)), self.table.parties, task, day)
+            accounts, settings = self._clients(), task.settings
+            span = settings.days + settings.reference_days + 1
+            x, alive = daily_series(self, task, accounts, np.full(len(accounts), day), span)
+            segment = self.register["segment"][accounts]
+            group = self._entities(accounts) * (int(segment.max(initial=0)) + 1) + segment
+            return population.peers(x, alive, day - span, group, accounts, len(self.table.parties), settings)
 
         found: population.ByParty = self._snapshot("peers", 0, day, make)
         return found

@@ -6,7 +6,6 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-import polars as pl
 
 from reperform.featurize import correlation, frequency, propagation, structure
 from reperform.featurize.engine import Task
@@ -16,7 +15,7 @@ from reperform.featurize.incremental.rows import Names
 from reperform.featurize.kernels import F64, I64
 from reperform.featurize.ledger import UNKNOWN_TIME_US
 from reperform.featurize.motifs import Adjacency
-from reperform.featurize.opening import entities, series
+from reperform.featurize.opening import Series
 from reperform.featurize.payments import PaymentGraph, graph_of, names_of
 from reperform.featurize.rhythm import peer_decoupling
 from reperform.featurize.risk import positive_known
@@ -35,10 +34,9 @@ class ByParty:
     default: tuple[float, ...]
 
     @classmethod
-    def of(cls, names: pl.Series, parties: Names, columns: list[tuple[F64, float]]) -> "ByParty":
-        """Columns given by name, each with its default."""
-        values = np.empty((len(columns), len(parties)))
-        code = parties.encode(names)
+    def of(cls, code: I64, parties: int, columns: list[tuple[F64, float]]) -> "ByParty":
+        """Columns given by party, each with its default."""
+        values = np.empty((len(columns), parties))
         for row, (column, default) in zip(values, columns, strict=True):
             row[:] = default
             row[code] = column
@@ -88,53 +86,49 @@ def _with_one_more(adjacency: Adjacency) -> Adjacency:
     return replace(adjacency, starts=np.append(adjacency.starts, adjacency.starts[-1]))
 
 
-def rates(ledger: Extract, parties: Names, task: Task, day: int) -> ByParty:
+def rates(p: F64, entity: I64, accounts: I64, parties: int) -> ByParty:
     """KPI 4 among all accounts whose day begins at one moment: q-value, and accounts behind it.
 
     Args:
-        ledger: all rows of these accounts before the day.
-        parties: names.
-        task: the KPI.
-        day: number.
+        p: p-value of each account's day.
+        entity: of each account.
+        accounts: party of each.
+        parties: number of parties.
     """
-    p, days, group = frequency.daily(ledger, task.fitted, task.settings)["p"], ledger.days, entities(ledger)
-    there, slots = _slots_of(days.starts, days.first_day, day)
-    p, group = p[slots], group[there]
     usable = ~np.isnan(p)
+    _, group = np.unique(entity, return_inverse=True)
     n = np.bincount(group, weights=usable)[group] if len(group) else p
     q = frequency.benjamini_hochberg(p, group, usable)
-    names = days.accounts.filter(pl.Series(there))
-    return ByParty.of(names, parties, [(q, np.nan), (np.where(usable, n, np.nan), np.nan)])
+    return ByParty.of(accounts, parties, [(q, np.nan), (np.where(usable, n, np.nan), np.nan)])
 
 
-def peers(ledger: Extract, parties: Names, task: Task, day: int) -> ByParty:
-    """KPI 12 against peers: z, days of the reference window, peers.
+def peers(  # noqa: PLR0917  # of accounts, in their order
+    x: F64, alive: I64, first_day: int, group: I64, accounts: I64, parties: int, settings: Any
+) -> ByParty:
+    """KPI 12 against peers on the last day of some: z, days of the reference window, peers.
 
     Args:
-        ledger: all rows through the day before yesterday.
-        parties: names.
-        task: the KPI.
-        day: on which scores are taken anew.
+        x: series of each account, shape (accounts, days).
+        alive: first day on which each account was known to exist.
+        first_day: of the series.
+        group: of each account.
+        accounts: party of each.
+        parties: number of parties.
+        settings: of the KPI.
     """
-    of, s = series(ledger, task.fitted.get("begin")), task.settings
-    there, slots = _slots_of(of.starts, of.first_day, day)
-    wanted = np.zeros(len(of.x), np.bool_)
-    wanted[slots] = True
-    medians, number = correlation.peer_medians(of, correlation.peer_groups(ledger))
-    z, n = peer_decoupling(
-        of.starts, of.x, medians, wanted, of.alive - of.first_day, s.days, s.reference_days, s.least_reference_days
+    n, days = x.shape
+    starts = np.arange(n + 1) * days
+    of = Series(starts, np.full(n, first_day), alive, np.repeat(np.arange(n), days), x.ravel())
+    medians, number = correlation.peer_medians(of, group)
+    wanted = np.zeros(x.shape, np.bool_)
+    wanted[:, -1] = True
+    s = settings
+    z, behind = peer_decoupling(
+        starts, of.x, medians, wanted.ravel(), alive - first_day, s.days, s.reference_days, s.least_reference_days
     )
-    last = slots - 2  # as in the KPI: peers' days are over in every timezone
-    others = np.where(last >= of.starts[:-1][there], number[np.maximum(last, 0)], 0) if len(slots) else slots
-    names = ledger.days.accounts.filter(pl.Series(there))
-    return ByParty.of(names, parties, [(z[slots], np.nan), (n[slots], 0.0), (others.astype(float), 0.0)])
-
-
-def _slots_of(starts: I64, first_day: I64, day: int) -> tuple[Any, I64]:
-    """Accounts whose days hold a day, and their slots of it."""
-    offset = day - first_day
-    there = (offset >= 0) & (offset < np.diff(starts))
-    return there, starts[:-1][there] + offset[there]
+    last = starts[1:] - 1
+    others = number[last - 2]  # as in the KPI: peers' days are over in every timezone
+    return ByParty.of(accounts, parties, [(z[last], np.nan), (behind[last], 0.0), (others.astype(float), 0.0)])
 
 
 def propagated(ledger: Extract, parties: Names, task: Task, day: int) -> Callable[[I64, I64], F64]:

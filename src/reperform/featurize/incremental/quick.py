@@ -327,28 +327,8 @@ def _pair_mean(asking: Asking, name: str, window: str, own: F64) -> F64:
 
 
 def _frequency(asking: Asking, task: Task, _made: Mapping[str, F64]) -> Values:
-    s, w, today = task.settings, task.settings.window, asking["day"]
-    begin = task.fitted.get("begin")
-    opened = np.full(len(asking), NEVER)
-    if begin is not None:
-        opened = np.maximum(np.minimum(asking.opened_day, NEVER), begin)
-    known = asking.first_days(today)
-    origin = np.minimum(opened, known)
-    complete = np.maximum(today - origin, 0)
-    past = asking.past((s.history_days + 4) * DAY_US)
-    last, weighted = asof.daily_counts(
-        past.begin, past.end, today, past["day"], past["known_day"], complete, s.history_days, s.other_weekday_weight
-    )
-    back = np.arange(s.history_days + 1)
-    share = np.where(back % 7 == 0, 1.0, s.other_weekday_weight)
-    share[0] = 0.0
-    weight = np.cumsum(share)[np.clip(complete - 1, 0, s.history_days)]
-    default = task.fitted["all"] or [np.nan, np.nan]
-    prior = [
-        asking.rows.looked_up(["segment"], lambda name, part=part: (task.fitted["prior"].get(name) or default)[part])
-        for part in (0, 1)
-    ]
-    out = frequency.surprise_of(last, weighted, weight, complete, prior[0], prior[1], s)
+    s, w = task.settings, task.settings.window
+    out = daily_of(asking.state, task, asking.keys, asking["day"], asking.now, asking)
     out.pop("p")
     past = asking.past(length_us(w))
     n, mean, sd, median = asof.gap_statistics(*past.walk, length_us(w))
@@ -360,6 +340,42 @@ def _frequency(asking: Asking, task: Task, _made: Mapping[str, F64]) -> Values:
     out[f"frequency_dormancy_{w}"] = where_enough(dormancy, n, s.least_n_dormancy)
     out["frequency_hours_since_last"] = since_us / HOUR_US
     return out
+
+
+def daily_of(state: "State", task: Task, accounts: I64, today: I64, now: I64, asking: Asking | None = None) -> Values:
+    """As `frequency.daily`, of accounts on days as known when these began.
+
+    Args:
+        state: everything that is known.
+        task: KPI 4, or the same among all accounts.
+        accounts: party of each.
+        today: day of each by the account's clock.
+        now: any moment of the day, or after it.
+        asking: rows whose past holds these days, if there are any.
+    """
+    s, table, lists, begin = task.settings, state.table, state.by_account, task.fitted.get("begin")
+    opened = np.full(len(accounts), NEVER)
+    if begin is not None:
+        opened = np.maximum(np.minimum(state.register["opened_day"][accounts], NEVER), begin)
+    known = asof.first_days(
+        lists.starts, lists.used, lists.slots, table["time"], accounts, table["day"], table["known_day"],
+        today, False,  # compiled
+    )  # fmt: skip
+    origin = np.minimum(opened, known)
+    complete = np.maximum(today - origin, 0)
+    reach = (s.history_days + 6) * DAY_US
+    past = Past(table, lists, accounts, now, reach) if asking is None else asking.past(reach)
+    last, weighted = asof.daily_counts(
+        past.begin, past.end, today, past["day"], past["known_day"], complete, s.history_days, s.other_weekday_weight
+    )
+    back = np.arange(s.history_days + 1)
+    share = np.where(back % 7 == 0, 1.0, s.other_weekday_weight)
+    share[0] = 0.0
+    weight = np.cumsum(share)[np.clip(complete - 1, 0, s.history_days)]
+    default, names = task.fitted["all"] or [np.nan, np.nan], state.register.names["segment"].text
+    priors = np.array([task.fitted["prior"].get(name) or default for name in names], np.float64)
+    prior = priors[state.register["segment"][accounts] + 1]
+    return frequency.surprise_of(last, weighted, weight, complete, prior[:, 0], prior[:, 1], s)
 
 
 def _balance(asking: Asking, task: Task, _made: Mapping[str, F64]) -> Values:
@@ -780,22 +796,32 @@ def rhythms_of(state: "State", task: Task, accounts: I64, days: I64) -> F64:
     return np.array([state.rhythms[account][at] for account, at in pairs], np.float64).reshape(-1, 3)
 
 
-def _taken(state: "State", task: Task, party: I64, day: I64) -> F64:
-    s, table, lists = task.settings, state.table, state.by_account
-    span, begin = s.days + s.reference_days, task.fitted.get("begin")
+def daily_series(state: "State", task: Task, accounts: I64, day: I64, span: int) -> tuple[F64, I64]:
+    """As `opening.series`, of so many days before a day and of this day, which holds nothing yet.
+
+    Returns:
+        Numbers, shape (accounts, span + 1); first day on which each account was known to exist.
+    """
+    table, lists, begin = state.table, state.by_account, task.fitted.get("begin")
     of_lists = lists.starts, lists.used, lists.slots
-    cents = asof.prompt_sums(*of_lists, party, day, span, table["day"], table["known_day"], table["cents"])
-    opened = np.full(len(party), NEVER)
+    cents = asof.prompt_sums(*of_lists, accounts, day, span, table["day"], table["known_day"], table["cents"])
+    opened = np.full(len(accounts), NEVER)
     if begin is not None:
-        opened = np.maximum(np.minimum(state.register["opened_day"][party], NEVER), begin)
-    first = asof.first_days(*of_lists, table["time"], party, table["day"], table["known_day"], day, True)  # compiled
+        opened = np.maximum(np.minimum(state.register["opened_day"][accounts], NEVER), begin)
+    first = asof.first_days(*of_lists, table["time"], accounts, table["day"], table["known_day"], day, True)  # compiled
+    return np.log1p(cents / 100), np.minimum(opened, first)
+
+
+def _taken(state: "State", task: Task, party: I64, day: I64) -> F64:
+    s, table = task.settings, state.table
+    span = s.days + s.reference_days
+    x, alive = daily_series(state, task, party, day, span)
     wanted = np.zeros((len(party), span + 1), np.bool_)
     wanted[:, span] = True
     keys = np.array([crc32(str(table.parties.text[code + 1]).encode()) for code in party.tolist()], np.int64)
     found = own_decoupling(
-        np.arange(len(party) + 1) * (span + 1), np.log1p(cents / 100).ravel(), wanted.ravel(),
-        np.minimum(opened, first) - (day - span), day - span, keys, s.days, s.reference_days,
-        s.least_reference_days, s.lags, s.shuffles, s.stop_at, s.seed,
+        np.arange(len(party) + 1) * (span + 1), x.ravel(), wanted.ravel(), alive - (day - span), day - span, keys,
+        s.days, s.reference_days, s.least_reference_days, s.lags, s.shuffles, s.stop_at, s.seed,
     )  # fmt: skip
     return np.stack([values[span :: span + 1] for values in found], axis=1)
 

@@ -81,7 +81,7 @@ class Columns:
         added = len(next(iter(more.values()), ()))
         for name, held in self._held.items():
             if self.size + added > len(held):
-                wider = np.zeros(max(2 * len(held), self.size + added), held.dtype)
+                wider = np.zeros(max(2 * len(held), (self.size + added) * 5 // 4), held.dtype)
                 wider[: self.size] = held[: self.size]
                 self._held[name] = wider
             self._held[name][self.size : self.size + added] = more[name]
@@ -256,15 +256,17 @@ class Register:
     Args:
         parties: names of accounts and counterparties.
         zones: names of timezones.
+        entities: names of entities.
         default_timezone: for accounts whose timezone is not given.
     """
 
-    def __init__(self, parties: Names, zones: Names, default_timezone: str) -> None:
+    def __init__(self, parties: Names, zones: Names, entities: Names, default_timezone: str) -> None:
         self.parties = parties
         self.default_timezone = default_timezone
+        self.entities = entities
         self.names = {"zone": zones, "segment": Names(), "home": Names()}
         self.defaults = {
-            "registered": 0, "opened": UNKNOWN_TIME_US, "opened_day": NEVER, "home": -1,
+            "registered": 0, "entity": -1, "opened": UNKNOWN_TIME_US, "opened_day": NEVER, "home": -1,
             "zone": self.names["zone"].encode([default_timezone])[0],
             "segment": self.names["segment"].encode([UNKNOWN_SEGMENT])[0],
         }  # fmt: skip
@@ -287,6 +289,7 @@ class Register:
             "zone": self.names["zone"].encode(accounts["timezone"].fill_null(self.default_timezone)),
             "segment": self.names["segment"].encode(accounts["segment"].fill_null(UNKNOWN_SEGMENT)),
             "home": self.names["home"].encode(accounts["home_country"]),
+            "entity": self.entities.encode(accounts["entity_id"]),
             "registered": np.ones(len(party), np.int64),
         }
         for name, values in known.items():
@@ -330,7 +333,7 @@ class Clock:
     def _shown(self, zone: int, time: I64) -> I64:
         name = self.zones.text[zone + 1]
         shown = wall_clock(pl.Series(time).cast(schemas.UTC_US), str(name))
-        return shown.to_physical().to_numpy().astype(np.int64)
+        return _microseconds(shown)
 
     def _learn(self, keys: list[tuple[int, int]]) -> None:
         for zone in dict.fromkeys(zone for zone, _ in keys):
@@ -460,7 +463,7 @@ def _of_the_row(encoded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _microseconds(times: pl.Series) -> I64:
-    return times.to_physical().to_numpy().astype(np.int64)
+    return times.to_numpy().astype("datetime64[us]").view(np.int64)
 
 
 def _number(values: pl.Series) -> Any:
