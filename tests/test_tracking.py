@@ -169,3 +169,19 @@ def test_a_database_that_cannot_be_used_is_explained(tracked: Path) -> None:
 
 def test_nested_values_are_flattened() -> None:
     assert dict(tracking.flat({"a": {"b": 1, "c": {}}, "d": [1, 2]})) == {"a.b": 1, "d": [1, 2]}
+
+
+def test_aliases_are_told_and_nothing_is_registered_at_first(tracked: Path) -> None:
+    assert tracking.aliases() == {}
+    record()
+    record({**METRICS, "ensemble": {"average_precision": {"estimate": 0.51}}})
+    assert tracking.aliases() == {"champion": 1, "challenger": 2}
+
+
+def test_a_registry_that_cannot_be_asked_is_explained_at_once(tracked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for name in tracking.HASTY:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ReperformError, match="registry of models cannot be used"):
+        tracking.aliases()
+    assert tracked.is_dir()

@@ -40,6 +40,7 @@ FIRST_ALIAS, NEXT_ALIAS = "champion", "challenger"
 KEY_TAG = "reperform.key"
 BATCH = 100  # MLflow takes no more parameters at once
 LONGEST_VALUE = 500
+HASTY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # else MLflow tries for minutes
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 
 
@@ -269,7 +270,12 @@ def aliases() -> dict[str, int]:
     """Number of the version of each alias, such as `champion`; empty where nothing is registered.
 
     Light enough to be asked every few seconds, and it leaves the log of whoever asks alone.
+
+    Raises:
+        ReperformError: when the registry cannot be asked, within seconds.
     """
+    for name, value in HASTY.items():
+        os.environ.setdefault(name, value)
     client = _client(_uri())
     from mlflow.exceptions import MlflowException  # noqa: PLC0415  # costs a second
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415

@@ -105,6 +105,7 @@ class Champions:
         self._scorers: dict[int, Scorer] = {}
         self._failed: dict[int, float] = {}  # when to try once more
         self._rule: Rule | None = None
+        self._asked: Rule | None = None  # in the turn that is under way; only requests change it
         self._repairs = 0
         self._mutex, self._working = threading.Lock(), threading.Lock()
         self._wake, self._ending = threading.Event(), threading.Event()
@@ -118,13 +119,13 @@ class Champions:
         Raises:
             Refusal: 503 while it is not in memory here.
         """
-        self._rule = ruled(connection)
-        found = self._scorers.get(self._rule.champion) if self._rule else None
+        self._asked = self._rule = ruled(connection)
+        found = self._scorers.get(self._asked.champion) if self._asked else None
         if found is None:
             self._wake.set()
             raise Refusal(
                 503, "loading-model", "The model that answers is being loaded.", expected="/ready says ready",
-                got=f"version {self._rule.champion} is not in memory yet" if self._rule else "no version is champion",
+                got=f"version {self._asked.champion} is not in memory yet" if self._asked else "no version is champion",
                 fix="send the same request again in a moment, with the same idempotency key",
                 retry_after_s=self.serve.retry_after_s,
             )  # fmt: skip
@@ -132,7 +133,7 @@ class Champions:
 
     def shadow(self, _connection: Connection) -> Scorer | None:
         """The scorer whose answers are stored and not sent, as of the last `champion`; None: there is none."""
-        return self.shadowing
+        return self._in_shadow(self._asked)
 
     def withdraw(self, scorer: Scorer, error: Exception) -> None:
         """A challenger that cannot score does so no more until this process ends."""
@@ -158,10 +159,13 @@ class Champions:
 
     @property
     def shadowing(self) -> Scorer | None:
-        """The scorer that scores in shadow."""
-        if not self.serve.shadow or self._rule is None or self._rule.challenger is None:
+        """The scorer that scores in shadow, as far as is known here."""
+        return self._in_shadow(self._rule)
+
+    def _in_shadow(self, rule: Rule | None) -> Scorer | None:
+        if not self.serve.shadow or rule is None or rule.challenger is None:
             return None
-        return self._scorers.get(self._rule.challenger)
+        return self._scorers.get(rule.challenger)
 
     @property
     def is_ready(self) -> bool:

@@ -231,11 +231,10 @@ class History:
             return
         given = [values for part, values in parts if part.height]
         are_ours = rows.height == sum(part.height for part, _ in parts) and all(values is not None for values in given)
-        slots = self.state.add(rows)
         if are_ours:
-            self._enter(rows, slots, np.concatenate([values for values in given if values is not None]))
+            self._enter(rows, np.concatenate([values for values in given if values is not None]))
         else:
-            self._compute(rows, slots)
+            self._compute(rows, self.state.add(rows))
         self._see(keys_of(rows))
 
     def _unknown(self, event: Event) -> tuple[pl.DataFrame, F64 | None]:
@@ -252,9 +251,11 @@ class History:
             return None
         return features["values"].to_numpy().reshape(features.height, len(self.names))
 
-    def _enter(self, rows: pl.DataFrame, slots: I64, values: F64) -> None:
-        """Keep features that were computed elsewhere."""
-        self.state._note(dict(zip(self.names, values.T, strict=True)), slots)  # noqa: SLF001  # as it keeps its own
+    def _enter(self, rows: pl.DataFrame, values: F64) -> None:
+        """Rows with features that were computed elsewhere."""
+        at = {name: place for place, name in enumerate(self.names)}
+        kept = pl.DataFrame({name: values[:, at[name]] for name in self.state.maker})
+        self.state.add(rows, features=kept if kept.width else None)
         if self.recent.depth:
             chosen = self.recent.chosen(rows)
             newest = rows[chosen]
