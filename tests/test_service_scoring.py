@@ -138,8 +138,8 @@ def test_reasons_are_the_shap_values_of_stage_explain(once: tuple[Scorer, Base, 
     scorer = once[0]
     member = next(one for one in scorer.bundle.members if one.name == "xgboost")
     x = np.concatenate([one.features["values"].to_numpy() for one in once[2]])[:200, member.columns].astype(np.float32)
-    expected, base = attributions.tree_shap(member.detector.booster_)(x)  # type: ignore[attr-defined]  # it is xgboost
-    got = member.detector.contributions(x)  # type: ignore[attr-defined]  # likewise
+    expected, base = attributions.tree_shap(member.detector.booster_)(x)
+    got = member.detector.contributions(x)
     assert np.abs(got[:, :-1] - expected).max() < 1e-5
     assert np.abs(got[:, -1] - base).max() < 1e-5
     assert got.sum(axis=1) == pytest.approx(member.detector.score(x), abs=1e-5)
@@ -172,7 +172,7 @@ def test_reasons_are_given_for_whom_they_were_asked_for(here: Path) -> None:
     found, base = begun()
     rows, _ = stream(base)
     middle = of_pipeline("ensemble", rows.head(60))["score"].median()
-    scorer = Scorer(replace(found, threshold=middle), base)
+    scorer = Scorer(replace(found, threshold=float(str(middle))), base)
     by_alert = scorer.score(rows.head(60), n_reasons=2).answers
     assert 0 < by_alert["is_alert"].sum() < 60
     assert by_alert["reasons"].is_not_null().to_list() == by_alert["is_alert"].to_list()
@@ -196,7 +196,8 @@ def test_where_no_member_can_be_told_feature_by_feature_reasons_say_so(here: Pat
 def events_of(scorer: Scorer, base: Base, n: int, size: int) -> tuple[list[Event], list[Scored]]:
     """What a process writes into the journal while it scores the first n rows, as others read it from there."""
     rows, labels = stream(base)
-    events, got = [], []
+    events: list[Event] = []
+    got: list[Scored] = []
     for start in range(0, n, size):
         part = rows.slice(start, size)
         known = labels.filter(pl.col("confirmed_at") <= part["known_at"].max())
