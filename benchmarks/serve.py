@@ -118,7 +118,7 @@ class Server:
         status, text = self.call("POST", path, payload)
         if status != 200:
             lines = (self.folder / "server.log").read_text().splitlines()
-            told = [line for line in lines if '"event": "request"' not in line]
+            told = [line for line in lines if '"event": "request"' not in line or '"status": 500' in line]
             raise SystemExit("\n".join([f"{path}: {status} {text[:1500]!r}", *told[-5:]]))
         return json.loads(text)
 
@@ -175,8 +175,9 @@ def serving(project: Path, *, keep: bool, **serve: Any) -> Iterator[Server]:
         server = Server(folder, port, process, "")
         _wait_until_ready(server)
         ready_s = time.perf_counter() - began
+        create = [sys.executable, "-m", "reperform", "keys", "create", "benchmark", "--per-minute", "1000000"]
         made = subprocess.run(
-            [sys.executable, "-m", "reperform", "keys", "create", "benchmark", "--scopes", "score,read"],
+            create,
             cwd=folder, env=environment, check=True, capture_output=True, text=True,
         )  # fmt: skip
         found = re.search(r"rpf_\S+", made.stdout)

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reperform.params import ServeParams
 from reperform.service import api_docs
 from tests import balancer
 from tests.conftest import ROOT
@@ -149,6 +151,12 @@ def test_reference_names_every_member_and_every_link_leads_somewhere() -> None:
         if line[:2] == "##"
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+
+
+def test_parameters_that_the_guides_name_exist() -> None:
+    names = {one.name for one in fields(ServeParams)}
+    for text in (GUIDE, RUNBOOK):
+        assert set(re.findall(r"`serve\.(\w+)", text)) <= names
 
 
 # --- the runbook ---------------------------------------------------------------------------------------------------
