@@ -62,7 +62,8 @@ def main(folder: Path) -> int:
 
 
 def _operations(openapi: Mapping[str, Any]) -> Iterator[tuple[str, str, Schema]]:
-    for path, item in openapi["paths"].items():
+    # Clients' paths first, those for operators after them.
+    for path, item in sorted(openapi["paths"].items(), key=lambda one: not one[0].startswith("/api/")):
         for method, operation in item.items():
             yield path, method.upper(), operation
 
