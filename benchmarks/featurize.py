@@ -4,7 +4,7 @@
     python benchmarks/featurize.py scale ROWS ...    every KPI against Polars: read, sort by account and time, write
     python benchmarks/featurize.py network [rows]    network indicators against the other KPIs
     python benchmarks/featurize.py hub               a counterparty with 1,000, 10,000 and 100,000 accounts
-    python benchmarks/featurize.py incremental [past] one new row of an account with 1,000 past ones, every KPI
+    python benchmarks/featurize.py incremental [past] a row of an account with 1,000 past ones; batches
     python benchmarks/featurize.py hundred [folder]  100 million rows, bucketed; takes an hour or two and 250 GB of disk
 
 Peers give the same numbers, and that is checked before anything is timed. Memory is the peak of a process of its own.
@@ -387,7 +387,11 @@ def incremental_scores(past: int) -> None:
     print(
         f"one new row of an account with {past:,} past ones: median {found['median_ms']:.1f} ms, fastest "
         f"{found['least_ms']:.1f} ms, processor {found['processor_ms']:.1f} ms; first row of a day at most "
-        f"{found['most_ms']:.0f} ms; state of 200,000 rows {found['state_mib']:.0f} MiB"
+        f"{found['most_ms']:.0f} ms, or {found['prepare_ms']:.0f} ms ahead of it\n"
+        f"batches of 1,000 new rows of many accounts: median {found['batch_rows_per_s']:,.0f} rows/s, per second of "
+        f"processor {found['batch_rows_per_processor_s']:,.0f}\n"
+        f"rows that were scored elsewhere, taken in by 1,000: {found['others_rows_per_s']:,.0f} rows/s\n"
+        f"state of {found['rows']:,.0f} rows: {found['state_mib']:.0f} MiB, made in {found['state_s']:.1f} s"
     )
 
 
@@ -402,7 +406,9 @@ def score_rows(folder: Path, past: int) -> None:
     fitted = featurize.fit(ledger, stage(), calendar().fit_end)
     held = table.filter(~pl.col("transaction_id").is_in(coming["transaction_id"].implode()))
     before = held.filter(pl.col("booked_at") < coming["booked_at"].min())
+    began = time.perf_counter()
     state = incremental.state_of(before, accounts, labels, stage(), calendar(), fitted=fitted)
+    state_s = time.perf_counter() - began
     taken, processor, latest = list[float](), list[float](), before["booked_at"].max()
     start = clocks()
     for number in range(coming.height):
@@ -414,8 +420,28 @@ def score_rows(folder: Path, past: int) -> None:
         incremental.features_of(state, row)
         taken.append(time.perf_counter() - clock[0])
         processor.append(time.process_time() - clock[1])
+    state_mib, rows_held = state.bytes / 2**20, len(state)
+    began = time.perf_counter()
+    state.prepare(latest + timedelta(days=1))
+    prepare_ms = 1e3 * (time.perf_counter() - began)
+    rest = held.filter(pl.col("booked_at") > latest).head(8_000)
+    other = incremental.state_of(
+        table.filter(pl.col("booked_at") <= latest), accounts, labels, stage(), calendar(), fitted=fitted
+    )
+    batches, processors, others = list[float](), list[float](), list[float]()
+    for number in range(0, rest.height - 999, 1000):
+        rows_of, clock = rest.slice(number, 1000), clocks()
+        scored = incremental.features_of(state, rows_of)
+        batches.append(1000 / (time.perf_counter() - clock[0]))
+        processors.append(1000 / (time.process_time() - clock[1]))
+        began = time.perf_counter()
+        other.add(rows_of, features=scored)
+        others.append(1000 / (time.perf_counter() - began))
     say(start, median_ms=1e3 * float(np.median(taken[20:])), least_ms=1e3 * min(taken), most_ms=1e3 * max(taken[20:]),
-        processor_ms=1e3 * float(np.median(processor[20:])), state_mib=state.bytes / 2**20)  # fmt: skip
+        processor_ms=1e3 * float(np.median(processor[20:])), state_mib=state_mib, rows=rows_held, state_s=state_s,
+        prepare_ms=prepare_ms, batch_rows_per_s=float(np.median(batches)),
+        batch_rows_per_processor_s=float(np.median(processors)),
+        others_rows_per_s=float(np.median(others)))  # fmt: skip
 
 
 def hundred(folder: Path) -> None:
