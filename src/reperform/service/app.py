@@ -1,4 +1,4 @@
-"""The API: what comes over HTTP is handed to the desk. With `routes`, the only place that imports FastAPI."""
+"""The API: what comes over HTTP is handed to the desk. With `routes*`, the only place that imports FastAPI."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from reperform import __version__, params, paths
 from reperform.errors import ReperformError
 from reperform.params import ServeParams
-from reperform.service import door, openapi, routes
+from reperform.service import door, openapi, routes, routes_files, routes_open
 from reperform.service.answers import Conflict
 from reperform.service.database import Unavailable
 from reperform.service.door import Door
@@ -59,8 +59,8 @@ def build(service: Service) -> Door:
         redirect_slashes=False, generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     app.state.service = service
-    app.include_router(routes.open_router)
-    app.include_router(routes.router)
+    for router in (routes_open.router, routes.router, routes_files.router):
+        app.include_router(router)
     _explain_errors(app)
     document = app.openapi
     app.openapi = lambda: app.openapi_schema or openapi.with_schemas(document())  # type: ignore[method-assign]

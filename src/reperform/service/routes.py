@@ -1,11 +1,7 @@
-"""Paths of the API: what each takes and gives, and which scope of a key opens it."""
+"""Paths of the API: what each takes and gives, and which scope of a key opens it. Files have a module of their own."""
 
-import base64
-import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -14,20 +10,15 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from reperform import params
-from reperform.params import IngestParams
-from reperform.service import answers, contracts, documents, door, jobs, openapi
+from reperform.service import answers, contracts, documents, door
 from reperform.service.contracts import ID_PATTERN
 from reperform.service.detect import Call, Reasons
 from reperform.service.detect import Response as Written
-from reperform.service.openapi import answer, json_body, links, problems
+from reperform.service.openapi import answer, json_body, problems
 from reperform.service.process import Service
 from reperform.service.refusals import Refusal
 
 JSON = "application/json"
-TEXT = {"type": "string"}
-FILES = ("application/octet-stream", "text/csv", "application/xml", "text/xml", "application/vnd.apache.parquet")
-MOST_ROWS, FARTHEST = 5000, 2**31 - 1
 
 COMMON = problems(401, 403, 429, 500, 503)
 BODY = problems(400, 408, 413, 415, 422, 409)
@@ -36,8 +27,14 @@ bearer = HTTPBearer(
     scheme_name="key", bearerFormat="rpf_<id>_<secret>", auto_error=False,
     description="An API key: python -m reperform keys create NAME --scopes score,read",
 )  # fmt: skip
-router = APIRouter(prefix="/api/v1", dependencies=[Depends(bearer)], responses=COMMON)
-open_router = APIRouter(responses=problems(500))
+
+
+def keyed_router() -> APIRouter:
+    """A router of paths that need a key."""
+    return APIRouter(prefix="/api/v1", dependencies=[Depends(bearer)], responses=COMMON)
+
+
+router = keyed_router()
 
 IdempotencyKey = Annotated[
     str | None,
@@ -47,21 +44,19 @@ IdempotencyKey = Annotated[
         examples=["2025-06-21-batch-17"],
     ),
 ]  # fmt: skip
-JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="As POST /api/v1/batch-process gave it.")]
-Offset = Annotated[int, Query(ge=0, le=FARTHEST, description="Rows to leave out.")]
-Limit = Annotated[int, Query(ge=1, le=MOST_ROWS, description="Rows at most.")]
 
 
-def _service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
+    """The service that a request came to."""
     service: Service = request.app.state.service
     return service
 
 
-def _admit(request: Request, scope: Literal["score", "read", "admin"]) -> str:
+def admit(request: Request, scope: Literal["score", "read", "admin"]) -> str:
     """The id of the key that opens this."""
     known = {one.alias for one in request.scope["route"].dependant.query_params}
     unknown = sorted(set(request.query_params) - known)
-    key = _service(request).admitted(request.headers.get("authorization"), scope)
+    key = service_of(request).admitted(request.headers.get("authorization"), scope)
     request.scope["reperform"]["key_id"] = key.key_id
     if unknown:
         raise Refusal(
@@ -71,7 +66,7 @@ def _admit(request: Request, scope: Literal["score", "read", "admin"]) -> str:
     return key.key_id
 
 
-def _expect(request: Request, *kinds: str) -> None:
+def expect(request: Request, *kinds: str) -> None:
     """Refuse a body of another type before any of it is read."""
     given = request.headers.get("content-type", "")
     kind, _, more = given.partition(";")
@@ -108,7 +103,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def as_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A document as a JSON answer."""
     body = json.dumps(value, default=_plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return Response(body, status_code=status, media_type=JSON, headers=headers)
 
@@ -121,8 +117,8 @@ def _written(request: Request, written: Written) -> Response:
 
 
 async def _posted(request: Request, work: Callable[[bytes], Response]) -> Response:
-    _expect(request, JSON)
-    most = _service(request).serve.largest_body_bytes
+    expect(request, JSON)
+    most = service_of(request).serve.largest_body_bytes
     body = await door.body_of(request.scope, request.receive, most)
     return await run_in_threadpool(work, body)
 
@@ -156,8 +152,8 @@ async def detect_anomalies(
     """
 
     def work(body: bytes) -> Response:
-        service = _service(request)
-        key_id = _admit(request, "score")
+        service = service_of(request)
+        key_id = admit(request, "score")
         transactions = contracts.read(contracts.DetectRequest, body).transactions
         most = service.serve.most_transactions
         if len(transactions) > most:
@@ -189,132 +185,18 @@ def anomaly_score(
 
     Needs scope `read`.
     """
-    _admit(request, "read")
-    return _json(_score(request, transaction_id, "path, transaction_id"))
+    admit(request, "read")
+    return as_answer(_score(request, transaction_id, "path, transaction_id"))
 
 
 def _score(request: Request, transaction_id: str, where: str) -> dict[str, Any]:
-    with _service(request).database.transaction(durable=False) as connection:
+    with service_of(request).database.transaction(durable=False) as connection:
         rows = [row | {"reasons": row["reasons"] or []} for row in answers.answer_of(connection, transaction_id)]
     champion = [row for row in rows if row["role"] == "champion"]
     if not champion:
         raise documents.unknown_answer(transaction_id, where)
     others = [row for row in rows if row["role"] != "champion"]
     return {"transaction_id": transaction_id, "answer": champion[0], "shadow": others}
-
-
-# Files
-
-
-@router.post(
-    "/batch-process", tags=["files"], summary="Score a file in the background", status_code=202,
-    responses={
-        202: {
-            "description": "The job; Location says where its progress is.",
-            "content": {JSON: {"schema": {"$ref": "#/components/schemas/JobAnswer"}, "example": contracts.JOB}},
-            "links": links(
-                batch_progress={"job_id": "$response.body#/job_id"},
-                batch_results={"job_id": "$response.body#/job_id"},
-                batch_quarantine={"job_id": "$response.body#/job_id"},
-            ),
-        },
-        **problems(400, 408, 413, 415, 422),
-    },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in FILES},
-        }
-    },
-)  # fmt: skip
-async def batch_process(
-    request: Request,
-    format: Annotated[  # noqa: A002  # the API's own name
-        Literal["csv", "parquet", "camt.053"], Query(description="How the file is written.")
-    ],
-    source: Annotated[
-        str | None,
-        Query(
-            min_length=1,
-            max_length=60,
-            pattern=ID_PATTERN,
-            description="Source in conf/ingest/ whose description the file follows; Parquet needs none.",
-        ),
-    ] = None,
-) -> Response:
-    """Hand in a file: it is read as the pipeline reads it, scored in order, and what is refused goes to quarantine.
-
-    The same file, to be read in the same way, is the same job. A restart loses nothing. Needs scope `score`.
-    """
-    service = _service(request)
-    key_id = await run_in_threadpool(_admit, request, "score")
-    _expect(request, *FILES)
-    with tempfile.TemporaryFile() as file:
-        await door.file_of(request.scope, request.receive, service.serve.largest_file_bytes, file)
-        file.seek(0)
-        job = await run_in_threadpool(_submitted, service, file, source, format, key_id)
-    return _json(_job(job), 202, {"Location": f"/api/v1/batch-process/{job.job_id}"})
-
-
-def _submitted(service: Service, file: Any, source: str | None, form: str, key_id: str) -> jobs.Job:
-    version = service.documents().data_version
-    with service.database.transaction() as connection:
-        return jobs.submit(
-            connection, file, source, form, given=params.load(IngestParams), data_version=version,
-            largest_bytes=service.serve.largest_file_bytes, key_id=key_id,
-        )  # fmt: skip
-
-
-def _job(job: jobs.Job) -> dict[str, Any]:
-    return {**asdict(job), "progress": job.progress}
-
-
-def _found(request: Request, job_id: str, page: Callable[[Any], Sequence[Any]] | None = None) -> tuple[jobs.Job, Any]:
-    with _service(request).database.transaction(durable=False) as connection:
-        job = jobs.status(connection, job_id)
-        if job is None:
-            raise Refusal(
-                404, "unknown-job", "There is no such job.", got=job_id, where="path, job_id",
-                expected="an id that POST /api/v1/batch-process gave", fix="hand in the file again: it keeps its id",
-            )  # fmt: skip
-        return job, page(connection) if page else None
-
-
-@router.get(
-    "/batch-process/{job_id}", tags=["files"], summary="Progress of a file",
-    responses={**answer(contracts.JobAnswer, "How far it is."), **problems(404, 422)},
-)  # fmt: skip
-def batch_progress(request: Request, job_id: JobId) -> Response:
-    """How many records of a file are scored, known, refused. Needs scope `read`."""
-    _admit(request, "read")
-    return _json(_job(_found(request, job_id)[0]))
-
-
-@router.get(
-    "/batch-process/{job_id}/results", tags=["files"], summary="Scores of a file",
-    responses={**answer(contracts.Page, "A page, in order of known_at."), **problems(404, 422)},
-)  # fmt: skip
-def batch_results(request: Request, job_id: JobId, offset: Offset = 0, limit: Limit = 1000) -> Response:
-    """Transactions of a file with what was answered, as far as it is. Needs scope `read`."""
-    _admit(request, "read")
-    _, rows = _found(request, job_id, lambda connection: jobs.results(connection, job_id, offset, limit))
-    return _page(rows, offset, limit)
-
-
-@router.get(
-    "/batch-process/{job_id}/quarantine", tags=["files"], summary="Refused records of a file",
-    responses={**answer(contracts.Page, "A page, each with rule and reason."), **problems(404, 422)},
-)  # fmt: skip
-def batch_quarantine(request: Request, job_id: JobId, offset: Offset = 0, limit: Limit = 1000) -> Response:
-    """Records that reading or rules refused, each with its place in the file. Needs scope `read`."""
-    _admit(request, "read")
-    _, rows = _found(request, job_id, lambda connection: jobs.quarantine(connection, job_id, offset, limit))
-    return _page(rows, offset, limit)
-
-
-def _page(rows: Sequence[Any], offset: int, limit: int) -> Response:
-    following = offset + len(rows) if len(rows) == limit and offset + limit <= FARTHEST else None
-    return _json({"rows": rows, "offset": offset, "next_offset": following})
 
 
 # What comes in beside transactions
@@ -329,10 +211,10 @@ async def feedback(request: Request, idempotency_key: IdempotencyKey = None) -> 
     """Decisions become labels: at once for every later score, and for the next training. Needs scope `score`."""
 
     def work(body: bytes) -> Response:
-        key_id = _admit(request, "score")
+        key_id = admit(request, "score")
         labels = contracts.read(contracts.FeedbackRequest, body).labels
         call = _call(request, key_id, idempotency_key)
-        return _written(request, _service(request).desk.feedback([one.__dict__ for one in labels], call))
+        return _written(request, service_of(request).desk.feedback([one.__dict__ for one in labels], call))
 
     return await _posted(request, work)
 
@@ -346,10 +228,10 @@ async def accounts(request: Request, idempotency_key: IdempotencyKey = None) -> 
     """Make accounts known, so that their transactions can be scored. Needs scope `score`."""
 
     def work(body: bytes) -> Response:
-        key_id = _admit(request, "score")
+        key_id = admit(request, "score")
         given = contracts.read(contracts.AccountsRequest, body).accounts
         call = _call(request, key_id, idempotency_key)
-        return _written(request, _service(request).desk.register([one.__dict__ for one in given], call))
+        return _written(request, service_of(request).desk.register([one.__dict__ for one in given], call))
 
     return await _posted(request, work)
 
@@ -386,11 +268,11 @@ def model_explanation(
     """Global importance by KPI, calibration, thresholds, metrics with intervals, feature dictionary; or one answer's
     reasons with formula and source of each feature. Needs scope `read`.
     """  # noqa: D205  # the first sentence is the document's
-    _admit(request, "read")
-    known = _service(request).documents()
+    admit(request, "read")
+    known = service_of(request).documents()
     if id is None:
-        return _json(known.explanation())
-    return _json(known.explained(_score(request, id, "query, id")["answer"]))
+        return as_answer(known.explanation())
+    return as_answer(known.explained(_score(request, id, "query, id")["answer"]))
 
 
 @router.get(
@@ -415,64 +297,5 @@ def forecast(
     ] = None,
 ) -> Response:
     """Daily volumes and rates of anomalies beyond the data, and the risk of an account. Needs scope `read`."""
-    _admit(request, "read")
-    return _json(_service(request).documents().forecast(series, account))
-
-
-# For operators; no key needed
-
-
-@open_router.get(
-    "/health", tags=["operation"], summary="Alive", responses=answer(contracts.Health, "The process answers."),
-)  # fmt: skip
-async def health() -> Response:
-    """Whether the process lives; restart it when this does not answer."""
-    return _json({"status": "alive"})
-
-
-@open_router.get(
-    "/ready", tags=["operation"], summary="Ready",
-    responses={**answer(contracts.Ready, "Requests are answered."), **problems(503)},
-)  # fmt: skip
-async def ready(request: Request) -> Response:
-    """Whether state is loaded and the database answers; send requests elsewhere when not."""
-    service = _service(request)
-    status = service.status()
-    if status["ready"]:
-        return _json(status)
-    raise Refusal(
-        503, "not-ready", "Requests are not answered now.", expected="state loaded, database reachable",
-        got=f"state {status['state']}, database {status['database']}", fix="wait, or read the log",
-        retry_after_s=service.serve.retry_after_s,
-    )  # fmt: skip
-
-
-@open_router.get(
-    "/metrics", tags=["operation"], summary="Figures for Prometheus", response_class=Response,
-    responses={200: {"description": "As Prometheus reads it.", "content": {"text/plain": {"schema": TEXT}}}},
-)  # fmt: skip
-def metrics(request: Request) -> Response:
-    """Requests, latencies by part, queues, model version, sequence; of all processes of this service."""
-    return Response(_service(request).metrics(), headers={"Content-Type": openapi_text()})
-
-
-def openapi_text() -> str:
-    """Content type of figures."""
-    from reperform.service.telemetry import CONTENT_TYPE  # noqa: PLC0415  # one module knows Prometheus
-
-    return CONTENT_TYPE
-
-
-@open_router.get("/openapi.json", include_in_schema=False)
-def document(request: Request) -> Response:
-    """The OpenAPI document."""
-    return _json(request.app.openapi())
-
-
-@open_router.get("/docs", include_in_schema=False)
-def docs(request: Request) -> Response:
-    """The OpenAPI document for people; it loads nothing and runs nothing."""
-    digest = base64.b64encode(hashlib.sha256(openapi.STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; frame-ancestors 'none'; base-uri 'none'"
-    page = openapi.page(request.app.openapi())
-    return Response(page, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": policy})
+    admit(request, "read")
+    return as_answer(service_of(request).documents().forecast(series, account))
