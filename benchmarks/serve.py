@@ -77,7 +77,6 @@ def scratch_of(project: Path, serve: Mapping[str, Any]) -> Path:
     given["serve"] = {
         **(given.get("serve") or {}),
         "history_until": "test_start",
-        "requests_per_minute": 10**6,
         **serve,
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
