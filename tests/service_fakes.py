@@ -50,6 +50,7 @@ class FakeScorer:
         self.bundle = SimpleNamespace(folder=folder)
         self.breaks = False
         self.taken_in: list[str] = []
+        self.prepared: datetime | None = None
 
     def holds(self, ids: Sequence[str]) -> set[str]:
         return {one for one in ids if one in self.rows}
@@ -89,6 +90,9 @@ class FakeScorer:
 
     def taken(self, sequence: int) -> None:
         self.sequence = max(self.sequence, sequence)
+
+    def prepare(self, moment: datetime) -> None:
+        self.prepared = moment
 
 
 class FakeChampions:

@@ -374,3 +374,13 @@ def test_lists_take_many_rows_at_once_as_one_by_one(rows: list[tuple[int, int]],
     for key in range(6):
         mine = [n for n in range(1, len(rows) + 1) if codes[n] == key]
         assert lists.of(key).tolist() == sorted(mine, key=lambda n: (time[n], ids[n]))
+
+
+def test_with_the_kept_columns_given_nothing_of_the_past_is_made_again(tables: Tables) -> None:
+    rows, labelled, of = tables
+    fitted = learned(tables)
+    tasks = started(tables, fitted, rows.head(1), labelled).tasks
+    some = batch(tables, fitted).head(400).select(incremental.kept_columns(tasks))
+    state = incremental.state_of(rows.head(400), of, labelled, STAGE, calendar(), fitted=fitted, features=some)
+    assert list(state.maker) == some.columns
+    assert all(state.kept[f"{name} is known"][1:].all() for name in state.maker)

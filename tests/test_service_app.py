@@ -71,6 +71,19 @@ def test_what_was_answered_can_be_read_again(client: Client) -> None:
     assert (got["answer"]["role"], got["answer"]["model_version"], got["shadow"]) == ("champion", 1, [])
 
 
+def test_what_a_day_shares_is_looked_up_before_its_first_transaction(client: Client) -> None:
+    scorer = client.champions.answering
+    assert scorer is not None
+    assert scorer.prepared is not None
+    first = scorer.prepared
+    client.service.desk.prepare()
+    assert scorer.prepared > first
+    with client.service.desk._turn:  # a request is being answered: nobody waits
+        before = scorer.prepared
+        client.service.desk.prepare()
+        assert scorer.prepared == before
+
+
 def test_an_unknown_answer_is_404(client: Client) -> None:
     problem(client.get("/api/v1/anomaly-score/nobody"), 404, "unknown-transaction")
 

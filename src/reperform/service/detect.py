@@ -78,9 +78,20 @@ class Scorer(Protocol):
     def taken(self, sequence: int) -> None:
         """The rows that were scored last stand in the journal under this number."""
 
+    def prepare(self, moment: datetime) -> None:
+        """Look up what rows of a moment's day share."""
+
 
 class Champions(Protocol):
     """Who answers; see `champion.Champions`."""
+
+    @property
+    def answering(self) -> Scorer | None:
+        """The scorer that answered last, if any."""
+
+    @property
+    def shadowing(self) -> Scorer | None:
+        """The scorer that was asked last for what is not sent, if any."""
 
     def champion(self, connection: Any) -> Scorer:
         """The scorer that answers now."""
@@ -230,6 +241,17 @@ class Desk:
             raise
         finally:
             self._is_dirty = False
+
+    def prepare(self) -> None:
+        """Look up what rows of this day share. To be called in quiet moments: requests wait for it."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            for scorer in (self.champions.answering, self.champions.shadowing):
+                if scorer is not None:
+                    scorer.prepare(self.now())
+        finally:
+            self._turn.release()
 
     # Inside a transaction that holds the lock
 

@@ -299,6 +299,10 @@ class History:
 
     # What is to be scored
 
+    def prepare(self, moment: datetime) -> None:
+        """Look up what rows of a moment's day share, so that the first of them need not wait for it."""
+        self.state.prepare(moment)
+
     def newest(self) -> pl.DataFrame:
         """The row that was taken in last, as `schemas.TRANSACTIONS`; no row where none is known."""
         table = self.state.table
@@ -359,5 +363,4 @@ def _said(labels: pl.DataFrame) -> dict[str, tuple[bool, datetime]]:
 def _needed(bundle: Bundle) -> list[str]:
     """Features of earlier rows that later rows' features are made from."""
     tasks = engine.tasks(engine.selected(bundle.featurize.kpis), bundle.featurize, bundle.fitted)
-    made = {column.name for task in tasks for column in task.columns}
-    return sorted({name for task in tasks if task.kpi.key != "entity" for name in task.needs if name in made})
+    return incremental.kept_columns(tasks)

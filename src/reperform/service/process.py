@@ -32,6 +32,7 @@ LOG = logging.getLogger("reperform.service")
 PROBE_S = 2.0
 STALE_S = 8.0  # after which what the database said counts no longer
 AGAIN_S = 5.0
+PREPARE_S = 20.0  # between looks at whether a new day has begun
 CONNECTIONS = 12
 STATEMENT_S = 2
 
@@ -86,7 +87,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to load, and come back at once."""
-        for work in (self._load_until_done, self._probe_until_end):
+        for work in (self._load_until_done, self._probe_until_end, self._prepare_until_end):
             thread = threading.Thread(target=work, name=work.__name__, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -132,6 +133,7 @@ class Service:
         try:
             champions.start()
             desk = Desk(self._database, _Counted(champions, self.telemetry), self.serve, self._make_rates(), self._now)
+            desk.prepare()
             self._background = background.start(self._database, desk, champions, self.serve)
         except BaseException:
             champions.stop()
@@ -258,6 +260,15 @@ class Service:
                 self._probe()
             self._ending.wait(PROBE_S)
 
+    def _prepare_until_end(self) -> None:
+        while not self._ending.is_set():
+            if self._desk is not None:
+                try:
+                    self._desk.prepare()
+                except Exception as error:  # noqa: BLE001  # the first row of the day does it, and tells what is wrong
+                    tell("not-prepared", kind=type(error).__name__, at=place_of(error), level=logging.WARNING)
+            self._ending.wait(PREPARE_S if self._desk is not None else PROBE_S)
+
     def _probe(self) -> None:
         try:
             with self.database.transaction(durable=False) as connection:
@@ -274,6 +285,14 @@ class _Counted:
     def __init__(self, champions: Any, telemetry: Telemetry) -> None:
         self._champions, self._telemetry = champions, telemetry
         self.champion, self.shadow = champions.champion, champions.shadow
+
+    @property
+    def answering(self) -> Any:
+        return self._champions.answering
+
+    @property
+    def shadowing(self) -> Any:
+        return self._champions.shadowing
 
     def withdraw(self, scorer: Any, error: Exception) -> None:
         # The text of an error may tell of people; what kind it is and where is enough to find it.

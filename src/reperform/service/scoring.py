@@ -131,6 +131,10 @@ class Scorer:
         seconds = {**found.seconds, "models": scored - began + written - explained, "explanation": explained - scored}
         return Scored(answers, features, seconds)
 
+    def prepare(self, moment: datetime) -> None:
+        """Look up what rows of a moment's day share; a repeated call costs about a millisecond."""
+        self.history.prepare(moment)
+
     def warm_up(self) -> None:
         """Score the newest row once more, so that the first request need not wait for what is loaded on first use."""
         row = self.history.newest()

@@ -130,8 +130,10 @@ class State:
         self._groups: dict[str, dict[Any, Any]] = {}
         self._frames: dict[int, pl.DataFrame] = {}
         self._index()
+        self.maker: dict[str, Task] = {}
+        """KPIs whose columns are kept, by column."""
+        self._say(ledger.labels)  # first: what is given was computed with these labels
         self._keep(features)
-        self._say(ledger.labels)
 
     def __contains__(self, transaction_id: object) -> bool:
         return transaction_id in self.table.slot_of
@@ -161,10 +163,7 @@ class State:
 
     def _keep(self, features: pl.DataFrame | None) -> None:
         maker = {column.name: task for task in self.tasks for column in task.columns}
-        needed = {name for task in self.tasks if task.kpi.key != "entity" for name in task.needs if name in maker}
-        needed |= {name for task in self.tasks for name in read_of(task)}
-        self.maker = {name: maker[name] for name in sorted(needed)}
-        """KPIs whose columns are kept, by column."""
+        self.maker = {name: maker[name] for name in kept_columns(self.tasks)}
         self.kept = Columns(
             dict.fromkeys(self.maker, np.float64) | {f"{name} is known": np.bool_ for name in self.maker}
         )
@@ -793,6 +792,13 @@ class State:
         return self.table.bytes + self.kept.bytes + sum(each.bytes for each in lists)
 
 
+def kept_columns(todo: Sequence[Task]) -> list[str]:
+    """Columns of earlier rows that KPIs of later rows read, sorted. Where they are given, none is made again."""
+    made = {column.name for task in todo for column in task.columns}
+    needed = {name for task in todo if task.kpi.key != "entity" for name in task.needs if name in made}
+    return sorted(needed | {name for task in todo for name in read_of(task)})
+
+
 def state_of(
     transactions: pl.DataFrame,
     accounts: pl.DataFrame,
@@ -813,7 +819,8 @@ def state_of(
         stage: KPIs and settings.
         split: the calendar.
         fitted: what was learned, as in `fitted.json`.
-        features: `features.parquet` of these transactions, if there is one; it saves time.
+        features: `features.parquet` of these transactions, or of it what `kept_columns` names, if there is one; it
+            saves time.
         labelled: whether case handling gives labels at all, where none is known yet.
     """
     featurize.check_settings(stage)
