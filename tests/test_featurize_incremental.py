@@ -304,6 +304,17 @@ def test_a_day_may_be_prepared_before_its_first_row(tables: Tables) -> None:
     assert_equal(incremental.features_of(state, rows.tail(20)), batch(tables, fitted))
 
 
+def test_a_row_of_a_day_that_is_long_forgotten_is_scored_all_the_same(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incremental, "MOST_SNAPSHOTS", 1)
+    rows, labelled, _ = tables
+    fitted = learned(tables)
+    state = started(tables, fitted, rows.head(390), labelled)
+    late_first = rows.tail(30).sort("booked_at", descending=True)
+    assert_equal(incremental.features_of(state, late_first).sort("booked_at", "transaction_id"), batch(tables, fitted))
+
+
 def test_what_others_have_scored_is_taken_from_them(tables: Tables) -> None:
     rows, labelled, _ = tables
     fitted = learned(tables)

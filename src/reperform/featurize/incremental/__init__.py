@@ -557,11 +557,12 @@ class State:
 
     def _snapshot(self, kind: str, part: int, day: int, make: Callable[[], Any]) -> Any:
         held = self.snapshots.setdefault(kind, {})
-        if (part, day) not in held:
-            held[part, day] = make()
-            while len(held) > MOST_SNAPSHOTS:
-                del held[min(held, key=lambda key: key[1])]
-        return held[part, day]
+        if (part, day) in held:
+            return held[part, day]
+        made = held[part, day] = make()
+        while len(held) > MOST_SNAPSHOTS:
+            del held[min(held, key=lambda key: key[1])]  # it may be the new one: a row that comes very late
+        return made
 
     def prepare(self, moment: datetime) -> None:
         """Take what rows of a moment's day will look up: the first row of the day need not wait for it.
