@@ -96,7 +96,15 @@ class Server:
     local: threading.local = field(default_factory=threading.local)
 
     def call(self, method: str, path: str, payload: Any = None) -> tuple[int, Any]:
-        """One request, on this thread's connection."""
+        """One request, on this thread's connection. A reading one is sent again where the server had closed it."""
+        try:
+            return self._called(method, path, payload)
+        except (OSError, http.client.HTTPException):
+            if method != "GET":
+                raise
+            return self._called(method, path, payload)
+
+    def _called(self, method: str, path: str, payload: Any) -> tuple[int, Any]:
         body = None if payload is None else json.dumps(payload).encode()
         headers = {"Authorization": f"Bearer {self.secret}", "Content-Type": "application/json"}
         if not hasattr(self.local, "connection"):
