@@ -87,14 +87,21 @@ def add_commands(sub: Any) -> None:
     one.set_defaults(call=_serve)
     _add_keys(sub.add_parser("keys", help="give out, list, rotate and revoke API keys of the scoring service"))
     _add_deliveries(sub.add_parser("deliveries", help="list alerts that did not reach a receiver, or send them again"))
+    _add_service(sub)
+    one = sub.add_parser("summary", help="say what the last run found, and open its report")
+    one.set_defaults(call=_summary)
+    _add_sources(sub.add_parser("sources", help="describe data of your own: draft a map of a file, and try it"))
+
+
+def _add_service(sub: Any) -> None:
     one = sub.add_parser("feedback", help="write what people told the service to data/feedback/, for the next run")
     one.set_defaults(call=_feedback)
     one = sub.add_parser("calls", help="say where the service's log of calls ends, keep that, and export it")
     one.add_argument("--to", default=None, metavar="FILE", help="write all entries to this file, for tools/verify.py")
     one.set_defaults(call=_calls)
-    one = sub.add_parser("summary", help="say what the last run found, and open its report")
-    one.set_defaults(call=_summary)
-    _add_sources(sub.add_parser("sources", help="describe data of your own: draft a map of a file, and try it"))
+    one = sub.add_parser("replay-answers", help="compute every answer of the service once more, and compare")
+    one.add_argument("--until", type=int, default=None, metavar="SEQUENCE", help="last event (default: the newest)")
+    one.set_defaults(call=_replay_answers)
 
 
 def _add_studies(sub: Any) -> None:
@@ -306,6 +313,14 @@ def _calls(arguments: argparse.Namespace) -> int:
     with closing(database.Database(connections=1)) as opened:
         database.prepare(opened)
         return calls.main(opened, paths.data("audit") / audit.LOG, Path(arguments.to) if arguments.to else None)
+
+
+def _replay_answers(arguments: argparse.Namespace) -> int:
+    from reperform.service import database, replay  # noqa: PLC0415  # pulls in the models
+
+    with closing(database.Database(connections=1)) as opened:
+        database.prepare(opened)
+        return replay.main(opened, params.load(params.ServeParams), arguments.until)
 
 
 def _summary(_: argparse.Namespace) -> int:

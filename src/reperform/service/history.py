@@ -180,6 +180,8 @@ class History:
         """Positions of the features that sequences are made of."""
         self.recent = Recent(bundle.context_rows, len(self.columns))
         self._labels = _said(labels)
+        self._of_pipeline = dict(self._labels)
+        """Labels of the base that the service has not overtaken yet."""
         self._last: Computed | None = None
         self._remember(base, rows)
 
@@ -283,12 +285,22 @@ class History:
 
     def _take_labels(self, labels: pl.DataFrame) -> None:
         """A label that says what is known already would only make KPIs forget what they have computed."""
-        rows = schemas.shaped(labels, schemas.LABELS).unique("transaction_id", keep="last", maintain_order=True)
+        every = schemas.shaped(labels, schemas.LABELS)
+        columns = every.select("transaction_id", "confirmed_at").iter_rows()
+        heard = every.filter(pl.Series([self._counts(*one) for one in columns], dtype=pl.Boolean))
+        rows = heard.unique("transaction_id", keep="last", maintain_order=True)
         said = _said(rows)
         new = [self._labels.get(name) != told for name, told in said.items()]
         self._labels |= said
         if any(new):
             self.state.confirm(rows.filter(pl.Series(new)))
+
+    def _counts(self, name: str, confirmed_at: datetime) -> bool:
+        """The last word that the service was told counts, unless another source of the pipeline had a later one."""
+        if name in self._of_pipeline and confirmed_at < self._of_pipeline[name][1]:
+            return False
+        self._of_pipeline.pop(name, None)
+        return True
 
     def _take_accounts(self, accounts: pl.DataFrame) -> None:
         rows = accounts.unique("account_id", keep="first", maintain_order=True)
