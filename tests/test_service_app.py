@@ -11,10 +11,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from reperform.service import keys
+from reperform.errors import ReperformError
+from reperform.params import ServeParams
+from reperform.service import door, keys
 from reperform.service.database import Database
+from reperform.service.process import Service
 from tests.service_client import PATH, Client, running, transaction
 
 OPEN = ("/health", "/ready", "/metrics", "/openapi.json", "/docs")
@@ -169,6 +173,26 @@ def test_out_of_order_is_409(client: Client) -> None:
     assert client.score(transaction(booked_at=old)).status_code == 200
 
 
+def known_until(client: Client) -> datetime:
+    assert client.champions.answering is not None
+    assert client.champions.answering.known_until is not None
+    return client.champions.answering.known_until
+
+
+def test_after_a_clock_was_wrong_the_service_goes_on_behind_the_end_of_the_journal(client: Client) -> None:
+    client.score(transaction())
+    end = known_until(client)
+    now = end - timedelta(hours=2)  # the clock that was two hours ahead has been set right
+    client.service.desk.now = lambda: now
+    booked = (now - timedelta(hours=1)).isoformat()
+    assert client.score(transaction(transaction_id="t", booked_at=booked)).status_code == 200
+    assert known_until(client) == end + timedelta(microseconds=1)
+    problem(client.score(transaction(booked_at=booked, known_at=booked)), 409, "out-of-order")
+    ahead = (end + timedelta(minutes=1)).isoformat()  # and nobody can push it further ahead
+    problem(client.score(transaction(booked_at=booked, known_at=ahead)), 422, "clock-skew")
+    problem(client.score(transaction(booked_at=end.isoformat())), 422, "clock-skew")
+
+
 def test_a_transaction_of_the_pipeline_is_409(client: Client) -> None:
     problem(client.score(transaction(transaction_id="in-pipeline")), 409, "scored-by-pipeline")
 
@@ -196,6 +220,53 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(client: Client) -> None
 
     got = client.http.post(PATH, content=endless(), headers=client.headers(**{"Content-Type": "application/json"}))
     problem(got, 413, "body-too-large")
+
+
+def asked(client: Client, receive: Any, **headers: str) -> list[Any]:
+    """What comes back on one connection whose body comes as `receive` says."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = {"content-type": "application/json", **headers}
+    scope = {
+        "type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"",
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()],
+    }  # fmt: skip
+    assert client.http.portal is not None
+    client.http.portal.call(client.http.app, scope, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("headers", [{"content_length": "70000"}, {"transfer_encoding": "chunked"}])
+def test_of_who_has_no_key_nothing_large_is_read(client: Client, headers: dict[str, str]) -> None:
+    async def receive() -> Any:
+        raise AssertionError("somebody reads it")
+
+    assert asked(client, receive, **headers)[0]["status"] == 401
+    assert asked(client, receive, authorization="Bearer rpf_x", **headers)[0]["status"] == 401
+
+
+def test_a_body_that_trickles_in_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "PATIENCE_S", 0.5)
+
+    async def receive() -> Any:
+        await anyio.sleep(0.1)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    key = f"Bearer {client.secret}"
+    assert asked(client, receive, authorization=key, transfer_encoding="chunked")[0]["status"] == 408
+
+
+def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(client: Client) -> None:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{}"}
+
+    told = asked(client, receive, content_length="2", transfer_encoding="chunked")
+    assert told[0]["status"] == 400
+    assert (b"connection", b"close") in told[0]["headers"]
+    assert json.loads(told[1]["body"])["type"].endswith("two-lengths")
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "", "application/json; charset=latin-1", "multipart/form-data"])
@@ -246,8 +317,7 @@ def test_scopes_open_what_they_name(client: Client) -> None:
     problem(client.http.get("/api/v1/forecast", headers={"Authorization": f"Bearer {score}"}), 403, "wrong-scope")
 
 
-def test_expired_and_revoked_keys_are_refused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "CACHE_S", 0.0)
+def test_expired_and_revoked_keys_are_refused(client: Client) -> None:
     expired, secret = keys.create(client.service.database, "old", ["read"], days=1)
     client.rows(
         "UPDATE service.api_keys SET expires_at = now() - interval '1 second' WHERE key_id = %s RETURNING 1",
@@ -443,6 +513,33 @@ def test_not_ready_is_503_while_health_says_alive(database: Database) -> None:
         client.champions.is_ready = False
         problem(client.http.get("/ready"), 503, "not-ready")
         assert client.http.get("/health").json() == {"status": "alive"}
+
+
+def test_while_a_model_is_loaded_the_database_is_reachable(database: Database) -> None:
+    def none_yet(*_: Any) -> Any:
+        raise ReperformError("There is no model to answer with.")
+
+    service = Service(
+        ServeParams(), make_champions=none_yet, make_database=lambda: Database(database.address, connections=2)
+    )
+    service.start()
+    try:
+        deadline = time.monotonic() + 20
+        while service.status()["database"] != "reachable" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        told = service.status()
+        assert (told["ready"], told["database"]) == (False, "reachable")
+    finally:
+        service.stop()
+
+
+def test_a_worker_whose_page_nobody_asks_for_shows_its_figures_all_the_same(client: Client) -> None:
+    client.score(transaction())
+    shown = client.service.telemetry.registry.get_sample_value
+    deadline = time.monotonic() + 20
+    while shown("reperform_scorer_sequence") != 1.0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (shown("reperform_scorer_sequence"), shown("reperform_ready")) == (1.0, 1.0)
 
 
 def test_figures_for_prometheus(client: Client) -> None:

@@ -16,12 +16,14 @@ INTRODUCTION = """# The API
 Written by `python -m reperform api-docs` from the OpenAPI document, which a running service gives at `/openapi.json`
 (for programs) and `/docs` (for people). [Score payments](how-to/serve.md) shows a client step by step.
 
-- **Key.** Every path below `/api` asks for `Authorization: Bearer rpf_…`. A key opens what its scopes say.
+- **Key.** Every path below `/api` asks for `Authorization: Bearer rpf_…`. A key opens what its scopes say:
+  `score` what changes something, `read` every answer, whoever asked for it.
 - **Times** are ISO 8601 with their offset from UTC.
 - **Problems** are `application/problem+json` (RFC 9457): what was expected, what was got, where, and what to do. All
   problems of a request are listed; one wrong transaction refuses the request, and nothing of it is scored.
 - **Repeating.** Send an `Idempotency-Key` with every POST. The same request under the same key gets its first answer,
-  byte for byte; another request under it is refused with 409.
+  byte for byte, for seven days; another request under it is refused with 409. Names of other keys' requests do not
+  matter.
 - **Waiting.** 429 and 503 come with `Retry-After`; then the same request may be sent again.
 """
 JSON = "application/json"

@@ -41,6 +41,8 @@ HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 LOG = logging.getLogger("reperform.service")
 UNMATCHED = "unmatched"
 PATIENCE_S = 20.0  # for the next part of a body
+SLOWEST = 8_192  # bytes a second that a body must come with, beyond the first moments
+SMALL = 65_536  # bytes of a body that may be read before it is known who sends it
 
 
 class Watcher(Protocol):
@@ -103,6 +105,12 @@ def internal() -> Refusal:
     )  # fmt: skip
 
 
+def is_small(scope: Scope) -> bool:
+    """Whether a body says that it is small: it may be read before anything is known of its sender."""
+    declared = dict(scope["headers"]).get(b"content-length", b"")
+    return declared.isdigit() and int(declared) <= SMALL
+
+
 async def body_of(scope: Scope, receive: Receive, most: int) -> bytes:
     """The body of a request, refused before more than `most` bytes of it were read.
 
@@ -124,10 +132,11 @@ async def _received(scope: Scope, receive: Receive, most: int, take: Callable[[b
     if not declared.isdigit() or int(declared) > most:
         raise _too_large(most, declared.decode("ascii", "replace"))
     hasher = _begun_hash(scope)
-    size, more = 0, True
+    size, more, began = 0, True, time.monotonic()
     while more:
         message: Message = {"type": "late"}
-        with anyio.move_on_after(PATIENCE_S):
+        left_s = began + PATIENCE_S + size / SLOWEST - time.monotonic()
+        with anyio.move_on_after(min(PATIENCE_S, left_s)):
             message = await receive()
         if message["type"] != "http.request":
             raise _cut_short(message["type"])
@@ -143,7 +152,8 @@ def _cut_short(kind: str) -> Refusal:
     late = kind == "late"
     return Refusal(
         408 if late else 400, "body-too-slow" if late else "cut-short", "The body of the request does not come.",
-        expected=f"a part at least every {PATIENCE_S:g} seconds", where="body", fix="send the request again",
+        expected=f"a part at least every {PATIENCE_S:g} seconds, and {SLOWEST} bytes a second", where="body",
+        fix="send the request again",
     )  # fmt: skip
 
 
@@ -152,6 +162,16 @@ def _too_large(most: int, got: str) -> Refusal:
         413, "body-too-large", "This body is too large.", expected=f"at most {most} bytes", got=f"{got} bytes",
         where="body", fix="send fewer transactions at once, or a file to POST /api/v1/batch-process",
     )  # fmt: skip
+
+
+def _two_lengths() -> Refusal:
+    """Where two of us could disagree on where a request ends, another one could be hidden in it (RFC 9112, 6.1)."""
+    found = Refusal(
+        400, "two-lengths", "The request says its length in two ways.", expected="Content-Length or Transfer-Encoding",
+        got="both", where="headers", fix="send one of them",
+    )  # fmt: skip
+    found.headers["Connection"] = "close"
+    return found
 
 
 def _begun_hash(scope: Scope) -> Any:
@@ -197,7 +217,10 @@ class Door:
         scope["reperform"] = about
         answer = _Answer()
         try:
-            await self.app(scope, receive, answer.take)
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+                answer.replace(_two_lengths(), about)
+            else:
+                await self.app(scope, receive, answer.take)
         except Exception as error:  # noqa: BLE001  # whatever it was, the client gets no stack trace
             about["error"] = place_of(error)
             answer.replace(internal(), about)

@@ -19,6 +19,7 @@ from reperform.service.refusals import Refusal
 
 SOURCE_FILE = "api"
 MOST_NAMED = 12
+TICK = timedelta(microseconds=1)
 # In the base currency. Above, sums of hundredths of a cent over a year's rows would leave 64 bits.
 SMALLEST_AMOUNT, LARGEST_AMOUNT = 1e-6, 1e10
 COLUMNS = schemas.polars_schema(schemas.TRANSACTIONS)
@@ -63,7 +64,7 @@ def completed(records: Sequence[Mapping[str, Any]], known: Known, source_file: s
 
 def _completed(record: Mapping[str, Any], place: int, known: Known, source_file: str) -> Record:
     row: Record = {name: record.get(name) for name in COLUMNS}
-    row["known_at"] = row["known_at"] or max(known.now, row["booked_at"])
+    row["known_at"] = row["known_at"] or max(_learned_now(known), row["booked_at"])
     row["entity_id"] = row["entity_id"] or known.accounts.get(row["account_id"])
     if row["amount_base"] is None:
         rate = known.rates.at(row["currency"], row["known_at"])
@@ -71,6 +72,16 @@ def _completed(record: Mapping[str, Any], place: int, known: Known, source_file:
     row["source_file"] = row["source_file"] or source_file
     row["source_record"] = place if row["source_record"] is None else row["source_record"]
     return row
+
+
+def _learned_now(known: Known) -> datetime:
+    """When something became known that nobody tells the time of: now, and where the journal is ahead, behind its end.
+
+    So the service goes on after a wrong clock has been set right (a hybrid logical clock, Kulkarni et al. 2014).
+    """
+    if known.clock is None or known.now >= known.clock - known.clock_skew:
+        return known.now
+    return known.clock + TICK
 
 
 def frame(rows: Sequence[Record]) -> pl.DataFrame:
@@ -169,8 +180,9 @@ def _about_money(row: Record, place: int, known: Known) -> Iterator[Refusal]:
 
 def _about_times(row: Record, place: int, known: Known) -> Iterator[Refusal]:
     booked_at, known_at = row["booked_at"], row["known_at"]
-    if known_at > known.now + known.clock_skew or booked_at > known.now + known.clock_skew:
-        column = "known_at" if known_at > known.now + known.clock_skew else "booked_at"
+    latest = known.now + known.clock_skew
+    if known_at > max(latest, _learned_now(known)) or booked_at > latest:
+        column = "booked_at" if booked_at > latest else "known_at"
         yield _refused(
             "clock-skew", "This lies in the future.", place, column, row[column],
             expected=f"at most {_words(known.clock_skew)} after {_text(known.now)}, the service's clock",

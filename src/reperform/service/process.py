@@ -169,18 +169,27 @@ class Service:
             fix="send the same request again in a moment", retry_after_s=self.serve.retry_after_s,
         )  # fmt: skip
 
-    def admitted(self, authorization: str | None, scope: Scope) -> Key:
-        """Who asks, when they may do so now.
+    def identified(self, authorization: str | None) -> Key:
+        """Who asks.
 
         Raises:
-            Refusal: 401 without a good key, 403 when it does not open this, 429 when it asks too often.
+            Refusal: 401 without a key.
+            KeyRefused: without a good one.
         """
         if authorization is None:
             raise _unauthorized("no key", "send Authorization: Bearer rpf_…")
         kind, _, secret = authorization.partition(" ")
         if kind.lower() != "bearer" or not secret.strip():
             raise _unauthorized("another scheme", "send Authorization: Bearer rpf_…")
-        key = keys.checked(self.database, secret.strip())
+        return keys.checked(self.database, secret.strip())
+
+    def admitted(self, authorization: str | None, scope: Scope) -> Key:
+        """Who asks, when they may do so now.
+
+        Raises:
+            Refusal: 401 without a good key, 403 when it does not open this, 429 when it asks too often.
+        """
+        key = self.identified(authorization)
         with self.database.transaction(durable=False) as connection:
             may, wait_s = limits.within(connection, key)
         if not may:
@@ -242,12 +251,15 @@ class Service:
 
     def metrics(self) -> bytes:
         """As /metrics says."""
+        self._show()
+        return self.telemetry.page(self.facts())
+
+    def _show(self) -> None:
         told = self.status()
         self.telemetry.state(
             ready=told["ready"], champion=told["model_version"], shadow=told["shadow_version"],
             sequence=told["sequence"],
         )  # fmt: skip
-        return self.telemetry.page(self.facts())
 
     def facts(self) -> dict[str, Any]:
         """What the database said a moment ago."""
@@ -256,8 +268,9 @@ class Service:
 
     def _probe_until_end(self) -> None:
         while not self._ending.is_set():
-            if self._desk is not None:
+            if self._database is not None:
                 self._probe()
+            self._show()  # another worker of this service may be asked for the figures of all
             self._ending.wait(PROBE_S)
 
     def _prepare_until_end(self) -> None:
@@ -274,6 +287,8 @@ class Service:
             with self.database.transaction(durable=False) as connection:
                 connection.execute(f"SET LOCAL statement_timeout = '{STATEMENT_S}s'")
                 found = facts_of(connection)
+        except psycopg.errors.UndefinedTable:  # it is there, and the tables are being made
+            found = {"reperform_database_up": 1}
         except (ReperformError, psycopg.Error):
             found = {"reperform_database_up": 0}
         self._probed = (time.monotonic(), found)

@@ -118,6 +118,8 @@ def _written(request: Request, written: Written) -> Response:
 
 async def _posted(request: Request, work: Callable[[bytes], Response]) -> Response:
     expect(request, JSON)
+    if not door.is_small(request.scope):  # nobody without a key fills the memory
+        await run_in_threadpool(service_of(request).identified, request.headers.get("authorization"))
     most = service_of(request).serve.largest_body_bytes
     body = await door.body_of(request.scope, request.receive, most)
     return await run_in_threadpool(work, body)
