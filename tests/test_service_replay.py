@@ -153,6 +153,22 @@ def test_an_empty_journal_has_nothing_to_replay(database: Database, versions: di
     assert (got.events, got.versions, got.n_differences) == (0, [], 0)
 
 
+def test_late_rows_leave_the_same_memory_however_events_are_taken_in(versions: dict[int, Bundle]) -> None:
+    """A process that has scored them, one that took them in one by one, and one that begins with all of them."""
+    base = Base(versions[1].folder, params.load(params.SplitParams).test_start)
+    live, one_by_one, at_once = (Scorer(versions[1], base) for _ in range(3))
+    rows, events = stream(), []
+    for number, (start, end) in enumerate([(0, 300), (340, 341), (341, 500), (300, 340), (500, 501)], 1):
+        part = rows[start:end]
+        events.append(journal.Event(number, "transactions", part, live.score(part).features))
+        live.taken(number)
+        one_by_one.take(events[-1:])
+    at_once.take(events)
+    told = [one.score(rows[501:]).features for one in (live, one_by_one, at_once)]
+    assert told[0].equals(told[1])
+    assert told[0].equals(told[2])
+
+
 def test_a_base_that_holds_the_journals_rows_and_labels_is_not_changed_by_the_journal(
     process: Callable[..., Process], versions: dict[int, Bundle], database: Database
 ) -> None:

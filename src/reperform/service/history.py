@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -219,7 +219,8 @@ class History:
         for kind, group in groupby(new, key=lambda event: event.kind):
             same = list(group)
             if kind == "transactions":
-                self._take_rows(same)
+                for run in _runs(same):
+                    self._take_rows(run)
             elif kind == "labels":
                 self._take_labels(pl.concat([event.rows for event in same]))
             else:
@@ -347,6 +348,25 @@ class History:
         """Features as other processes take them: a column of numbers and one that says whose they are."""
         values = pl.Series("values", found.values, dtype=pl.Array(pl.Float64, len(self.names)))
         return pl.DataFrame([repeated("fingerprint", self.fingerprint, len(found.ids)), values])
+
+
+def _runs(events: Sequence[Event]) -> list[list[Event]]:
+    """Events that may be taken in at once.
+
+    A row that comes late makes KPIs of rows before it be forgotten, which then must be there: as it was where they were
+    scored, one event after the other.
+    """
+    runs: list[list[Event]] = []
+    newest: datetime | None = None
+    for event in events:
+        known_at = event.rows["known_at"]
+        if newest is None or cast("datetime", known_at.min()) <= newest:
+            runs.append([])
+            newest = None
+        runs[-1].append(event)
+        last = cast("datetime", known_at.max())
+        newest = last if newest is None else max(newest, last)
+    return runs
 
 
 def repeated(name: str, value: Any, n: int) -> pl.Series:
