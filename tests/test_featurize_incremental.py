@@ -1,6 +1,7 @@
 """Scoring in real time: KPIs of new rows alone, to the last bit those of the whole table."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -307,12 +308,26 @@ def test_a_day_may_be_prepared_before_its_first_row(tables: Tables) -> None:
 def test_a_row_of_a_day_that_is_long_forgotten_is_scored_all_the_same(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incremental, "MOST_SNAPSHOTS", 1)
+    monkeypatch.setattr(incremental, "MOST_SNAPSHOTS", dict.fromkeys(incremental.MOST_SNAPSHOTS, 1))
     rows, labelled, _ = tables
     fitted = learned(tables)
     state = started(tables, fitted, rows.head(390), labelled)
     late_first = rows.tail(30).sort("booked_at", descending=True)
     assert_equal(incremental.features_of(state, late_first).sort("booked_at", "transaction_id"), batch(tables, fitted))
+
+
+def test_what_is_looked_up_for_a_day_is_kept_for_a_few_days(tables: Tables) -> None:
+    rows, labelled, _ = tables
+    state = started(tables, learned(tables), rows.head(400), labelled)
+    first = rows["booked_at"][400]
+    for day in range(12):
+        state.prepare(first + timedelta(days=7 * day))
+    held = {kind: len(made) for kind, made in state.snapshots.items()}
+    zones = len(state.register.names["zone"])
+    assert held == {"rates": 9 * zones, "peers": 4, "propagated": 3, "structured": 9}
+    newest = max(day for _, day in state.snapshots["structured"])
+    state.prepare(first + timedelta(days=77))
+    assert max(day for _, day in state.snapshots["structured"]) == newest
 
 
 def test_what_others_have_scored_is_taken_from_them(tables: Tables) -> None:
