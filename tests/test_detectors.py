@@ -398,7 +398,7 @@ class TestSpark:
     @pytest.mark.slow
     @pytest.mark.parametrize("classes", ["binary", "typologies"])
     def test_two_executors_train_trees_that_rank_alike(self, classes: str, tmp_path: Path) -> None:
-        pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'reperform[spark]'")
+        pytest.importorskip("pyspark.sql", reason="pyspark is not installed: pip install 'reperform[spark]'")
         if shutil.which("java") is None:
             pytest.skip("there is no Java")
         rng = np.random.default_rng(4)

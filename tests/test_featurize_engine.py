@@ -196,7 +196,7 @@ def test_a_table_in_files_has_the_same_features(
 
 @pytest.mark.slow
 def test_two_executors_of_spark_give_the_same_features(local: featurize.Features, tmp_path: Path) -> None:
-    pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'reperform[spark]'")
+    pytest.importorskip("pyspark.sql", reason="pyspark is not installed: pip install 'reperform[spark]'")
     if shutil.which("java") is None:
         pytest.skip("there is no Java")
     how = EngineParams(name="spark", master="local-cluster[2,1,1024]", part_rows=100, row_group_rows=250, threads=1)
