@@ -16,8 +16,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import polars as pl
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERRIDES = (
@@ -132,3 +136,14 @@ def service_project(trained_project: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder
+
+
+def arrivals() -> "pl.DataFrame":
+    """Transactions of the current project's test period, in order of arrival."""
+    import polars as pl  # noqa: PLC0415  # as above
+
+    from reperform import params, tables  # noqa: PLC0415  # as above
+
+    start = params.load(params.SplitParams).test_start
+    rows = tables.read_table("validate", "transactions").filter(pl.col("known_at") >= start)
+    return rows.sort("known_at", "booked_at", "transaction_id")

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from reperform import params, tables, tracking
+from reperform import tables, tracking
 from reperform.errors import ReperformError
 from reperform.params import ServeParams
 from reperform.service import answers, bundle, champion, journal
@@ -67,12 +67,6 @@ def process(database: Database, versions: dict[int, Bundle], registry: Registry)
         one.stop()
 
 
-def stream() -> pl.DataFrame:
-    start = params.load(params.SplitParams).test_start
-    rows = tables.read_table("validate", "transactions").filter(pl.col("known_at") >= start)
-    return rows.sort("known_at", "booked_at", "transaction_id")
-
-
 def turn(database: Database, who: Champions, rows: pl.DataFrame) -> pl.DataFrame:
     """What a request does, with no more than it must."""
     with database.transaction() as connection:
@@ -114,7 +108,7 @@ def test_the_registrys_champion_begins(database: Database, process: Callable[...
     one.start()
     assert one.is_ready
     assert control(database) == [(1, 1, None)]
-    got = turn(database, one, stream().head(3))
+    got = turn(database, one, made.arrivals().head(3))
     assert got["model_version"].to_list() == [1, 1, 1]
     expected = tables.read_table("ensemble", "scores")  # both versions differ in their thresholds alone
     assert got.join(expected, on="transaction_id", how="left")["score"].equals(got["score"])
@@ -156,7 +150,7 @@ def test_a_challenger_scores_in_shadow_with_the_champions_history(
     assert one.shadowing is not None
     assert one.answering is not None
     assert one.shadowing.history is one.answering.history
-    turn(database, one, stream().head(20))
+    turn(database, one, made.arrivals().head(20))
     told = written(
         database,
         "SELECT role, model_version, count(*), count(DISTINCT score) FROM service.answers GROUP BY 1, 2 ORDER BY 1",
@@ -175,10 +169,10 @@ def test_a_promotion_waits_for_every_process_that_answers(
     one.tick()
     one.tick()
     assert control(database) == [(1, 1, None)]
-    turn(database, one, stream().head(2))
+    turn(database, one, made.arrivals().head(2))
     other.tick()
     assert control(database)[-1] == (2, 2, None)
-    rows = stream()
+    rows = made.arrivals()
     assert [turn(database, who, rows.slice(at, 1))["model_version"].item() for at, who in ((2, one), (3, other))] == [
         2,
         2,
@@ -208,7 +202,7 @@ def test_a_process_that_is_gone_is_not_waited_for(
     with database.transaction() as connection, pytest.raises(Refusal, match="being loaded"):
         killed.champion(connection)  # it was only slow: it loads who answers now, and goes on
     killed.tick()
-    assert turn(database, killed, stream().head(1))["model_version"].item() == 2
+    assert turn(database, killed, made.arrivals().head(1))["model_version"].item() == 2
 
 
 def test_a_promotion_in_the_middle_loses_no_answer(
@@ -219,7 +213,7 @@ def test_a_promotion_in_the_middle_loses_no_answer(
     for who in both:
         who.start()
         who.watch()
-    rows, lock = stream().head(160), threading.Lock()
+    rows, lock = made.arrivals().head(160), threading.Lock()
     waiting = [rows.slice(at, 4) for at in range(0, rows.height, 4)]
     errors: list[BaseException] = []
     got: list[pl.DataFrame] = []
@@ -266,7 +260,7 @@ def test_after_a_failed_write_histories_are_made_anew_from_the_journal(
     one = process()
     one.start()
     one.tick()
-    rows = stream()
+    rows = made.arrivals()
     turn(database, one, rows.head(10))
     assert one.answering is not None
     one.answering.score(rows.slice(10, 5))  # was not written
@@ -331,7 +325,7 @@ def test_a_challenger_that_cannot_be_loaded_or_cannot_score_leaves_the_champion_
     assert other.shadowing is None
     other.tick()
     assert control(database)[-1] == (1, 1, None)
-    assert turn(database, other, stream().head(1)).height == 1
+    assert turn(database, other, made.arrivals().head(1)).height == 1
 
 
 def test_while_the_registry_cannot_be_reached_whoever_answers_goes_on(
@@ -341,7 +335,7 @@ def test_while_the_registry_cannot_be_reached_whoever_answers_goes_on(
     one.start()
     registry.is_down = True
     one.tick()
-    assert turn(database, one, stream().head(1))["model_version"].item() == 1
+    assert turn(database, one, made.arrivals().head(1))["model_version"].item() == 1
     assert control(database) == [(1, 1, None)]
 
 
@@ -350,13 +344,13 @@ def test_a_new_process_answers_as_the_others_do_whatever_the_registry_says(
 ) -> None:
     one = process()
     one.start()
-    turn(database, one, stream().head(30))
+    turn(database, one, made.arrivals().head(30))
     registry.is_down = True
     late = process()
     late.start()
     assert late.answering is not None
     assert late.answering.sequence == 1
-    rows = stream().slice(30, 8)
+    rows = made.arrivals().slice(30, 8)
     got = turn(database, late, rows)
     expected = one.answering
     assert expected is not None

@@ -79,17 +79,11 @@ def process(database: Database, versions: dict[int, Bundle]) -> Iterator[Callabl
         one.stop()
 
 
-def stream() -> pl.DataFrame:
-    start = params.load(params.SplitParams).test_start
-    rows = tables.read_table("validate", "transactions").filter(pl.col("known_at") >= start)
-    return rows.sort("known_at", "booked_at", "transaction_id")
-
-
 @pytest.fixture
 def answered(process: Callable[..., Process]) -> Process:
     """Requests of all kinds, by two processes in turns, with a promotion in the middle."""
     one, other = process(), process()
-    rows = stream()
+    rows = service_project.arrivals()
     one.score(rows[:1], "all")
     other.score(rows[1:30])
     one.label(rows[:3])
@@ -157,7 +151,7 @@ def test_late_rows_leave_the_same_memory_however_events_are_taken_in(versions: d
     """A process that has scored them, one that took them in one by one, and one that begins with all of them."""
     base = Base(versions[1].folder, params.load(params.SplitParams).test_start)
     live, one_by_one, at_once = (Scorer(versions[1], base) for _ in range(3))
-    rows, events = stream(), []
+    rows, events = service_project.arrivals(), []
     for number, (start, end) in enumerate([(0, 300), (340, 341), (341, 500), (300, 340), (500, 501)], 1):
         part = rows[start:end]
         events.append(journal.Event(number, "transactions", part, live.score(part).features))
@@ -174,7 +168,7 @@ def test_a_base_that_holds_the_journals_rows_and_labels_is_not_changed_by_the_jo
 ) -> None:
     """The next run of the pipeline holds what the journal tells of; where other sources knew better, that stays."""
     start = params.load(params.SplitParams).test_start
-    rows = stream()
+    rows = service_project.arrivals()
     told = tables.read_table("validate", "labels").filter(pl.col("confirmed_at") >= start).sort("confirmed_at")
     told = told.filter(pl.col("transaction_id").is_in(rows["transaction_id"][:-20].implode()))
     live = process()

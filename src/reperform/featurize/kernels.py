@@ -1,4 +1,4 @@
-"""Sweeps over time-ordered events, compiled. The only module that imports numba.
+"""Sweeps over time-ordered events, compiled. Of the features, the only module that imports numba.
 
 Every as-of window is one idea: a record can be seen from the moment it *enters* (it happened earlier and its record has
 arrived) until it *leaves* (it became older than the window). `tape` writes down, per key and in time order, which rows
@@ -454,6 +454,22 @@ def _kth_deviation(ordered: F64, size: int, centre: float, rank: int) -> float:
 
 
 @kernel
+def ranked(ordered: F64, size: int, own: float) -> tuple[float, float, float, float]:
+    """Median, median absolute deviation from it and maximum of sorted values, and the rank of one's own among them."""
+    half = size // 2
+    centre = _middle(ordered, size)
+    spread = _kth_deviation(ordered, size, centre, half)
+    if size % 2 == 0:
+        spread = 0.5 * (spread + _kth_deviation(ordered, size, centre, half - 1))
+    below = _place(ordered, size, own)
+    equal = 0
+    while below + equal < size and ordered[below + equal] == own:
+        equal += 1
+    rank = (below + 0.5 * equal) / size if own == own else np.nan  # noqa: PLR0124  # NaN
+    return centre, spread, ordered[size - 1], rank
+
+
+@kernel
 def order_statistics(events: I64, values: F64, rows: int) -> tuple[I64, F64, F64, F64, F64]:
     """Median, median absolute deviation and maximum of what is seen, and the rank of the asking row's own value in it.
 
@@ -488,17 +504,7 @@ def order_statistics(events: I64, values: F64, rows: int) -> tuple[I64, F64, F64
         else:
             n[row] = size
             if size:
-                half = size // 2
-                centre = _middle(ordered, size)
-                spread = _kth_deviation(ordered, size, centre, half)
-                if size % 2 == 0:
-                    spread = 0.5 * (spread + _kth_deviation(ordered, size, centre, half - 1))
-                median[row], deviation[row], maximum[row] = centre, spread, ordered[size - 1]
-                below = _place(ordered, size, values[row])
-                equal = 0
-                while below + equal < size and ordered[below + equal] == values[row]:
-                    equal += 1
-                rank[row] = (below + 0.5 * equal) / size if values[row] == values[row] else np.nan
+                median[row], deviation[row], maximum[row], rank[row] = ranked(ordered, size, values[row])
     return n, median, deviation, maximum, rank
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from reperform.featurize.days import NEVER
-from reperform.featurize.kernels import F64, I64, Mask, _kth_deviation, _middle, _place, kernel
+from reperform.featurize.kernels import F64, I64, Mask, _middle, kernel, ranked
 from reperform.featurize.kernels import _volatility as volatility
 from reperform.featurize.ledger import UNKNOWN_TIME_US
 from reperform.featurize.shares import null_moments
@@ -160,17 +160,7 @@ def order_statistics(
             continue
         ordered = ordered[:size].copy()
         ordered.sort()
-        half = size // 2
-        centre = _middle(ordered, size)
-        spread = _kth_deviation(ordered, size, centre, half)
-        if size % 2 == 0:
-            spread = 0.5 * (spread + _kth_deviation(ordered, size, centre, half - 1))
-        median[ask], deviation[ask], maximum[ask] = centre, spread, ordered[size - 1]
-        below = _place(ordered, size, mine[ask])
-        equal = 0
-        while below + equal < size and ordered[below + equal] == mine[ask]:
-            equal += 1
-        rank[ask] = (below + 0.5 * equal) / size if mine[ask] == mine[ask] else np.nan
+        median[ask], deviation[ask], maximum[ask], rank[ask] = ranked(ordered, size, mine[ask])
     return n, median, deviation, maximum, rank
 
 
